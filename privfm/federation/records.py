@@ -1,0 +1,119 @@
+"""What a run leaves for others to read: the coordinator's record of a round, and the result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["HospitalResult", "Interval", "ProbeComparison", "RoundRecord", "RunResult"]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round as the coordinator saw it: sums, never a hospital's loss, count or norm.
+
+    Args:
+        round: counted from 1.
+        attempt: 0, or how many times the round was begun before.
+        cohort: hospitals that advertised keys.
+        survivors: hospitals in the sum.
+        update_norm: L2 norm of the averaged update.
+        public_loss: the new model's loss on built-in public images.
+        epsilon: what each hospital's ledger has charged this run by now.
+        transcript: hex of the protocol's transcript hash.
+        model_hash: hex of the SHA-256 of the model that the round started from.
+        bytes_up: bytes that one hospital sent, all stages.
+        seconds: wall clock.
+    """
+
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+    survivors: tuple[str, ...]
+    update_norm: float
+    public_loss: float
+    epsilon: dict[str, float]
+    transcript: str
+    model_hash: str
+    bytes_up: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> RoundRecord:
+        """Return the record that `to_json` wrote; KeyError or TypeError when a field is missing or unknown."""
+        lists = {name: tuple(content[name]) for name in ("cohort", "survivors")}
+        return cls(**{**content, **lists})
+
+
+@dataclass(frozen=True)
+class HospitalResult:
+    """What a hospital spent, from its own ledger, beside its public numbers."""
+
+    id: str
+    nominal_units: int
+    sample_rate: float
+    noise_multiplier: float
+    steps: int
+    epsilon: float
+    epsilon_allowed: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ProbeComparison:
+    """Linear probes of one backbone in four states, balanced accuracy on held-out patients.
+
+    Args:
+        trained: the run's result.
+        untrained: freshly initialised weights.
+        noise_only: the run's start after the same noise, steps and optimisers with zero gradients.
+        initial: the run's start.
+    """
+
+    trained: Interval
+    untrained: Interval
+    noise_only: Interval
+    initial: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        states = ("trained", "untrained", "noise_only", "initial")
+        values = {state: getattr(self, state).value for state in states}
+        intervals = {state: [getattr(self, state).low, getattr(self, state).high] for state in states}
+        return {**values, "intervals": intervals}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `privfm train` prints."""
+
+    out: Path
+    model: Path
+    rounds: int
+    seconds: float
+    private: bool
+    hospitals: tuple[HospitalResult, ...]
+    probe: ProbeComparison | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "model": str(self.model),
+            "rounds": self.rounds,
+            "seconds": round(self.seconds, 1),
+            "private": self.private,
+            "hospitals": [asdict(hospital) for hospital in self.hospitals],
+            "probe": None if self.probe is None else self.probe.to_json(),
+        }
