@@ -6,6 +6,7 @@ those views, and is clipped once (Charles et al. 2024, user-level DP-SGD with pe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,10 @@ def _hooks(network: nn.Module) -> Iterator[None]:
     """Have every backward pass leave `grad_sample`, one row an image, on the trainable parameters."""
     hooks = GradSampleHooks(network, batch_first=True, loss_reduction="sum", strict=False)
     try:
-        yield
+        with warnings.catch_warnings():
+            # The first layer's input needs no gradient, which torch remarks on and which is as it should be.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield
     finally:
         hooks.cleanup()
 
