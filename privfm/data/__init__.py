@@ -1,0 +1,29 @@
+"""Images, whom they show, and which hospital holds them.
+
+Augmented views live in `privfm.data.views`, which needs torch; nothing else here does.
+"""
+
+from __future__ import annotations
+
+from privfm.data.imageset import Boxes, ImageSet, Masks
+from privfm.data.partition import hold_out, patient_classes, shared_patients, split_by_hospital
+from privfm.data.pixels import ArrayPixels, FilePixels, Pixels
+from privfm.data.procedural import procedural_images
+from privfm.data.sources import load_images
+from privfm.data.tiles import load_tiles
+
+__all__ = [
+    "ArrayPixels",
+    "Boxes",
+    "FilePixels",
+    "ImageSet",
+    "Masks",
+    "Pixels",
+    "hold_out",
+    "load_images",
+    "load_tiles",
+    "patient_classes",
+    "procedural_images",
+    "shared_patients",
+    "split_by_hospital",
+]
