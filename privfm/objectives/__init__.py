@@ -1,0 +1,9 @@
+"""Self-supervised losses with one value per privacy unit."""
+
+from __future__ import annotations
+
+from privfm.objectives.catalogue import get_objective
+from privfm.objectives.mae import MaskedAutoEncoding
+from privfm.objectives.protocol import Network, Objective
+
+__all__ = ["MaskedAutoEncoding", "Network", "Objective", "get_objective"]

@@ -1,0 +1,109 @@
+"""Masked auto-encoding: hide patches, predict their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from privfm.models import Backbone
+from privfm.objectives.masking import draw_orders, normalised, patchify, unpatchify
+from privfm.objectives.pixel_masking import PixelMaskingNetwork
+from privfm.objectives.protocol import Network
+from privfm.objectives.token_dropping import TokenDroppingNetwork
+
+__all__ = ["MaskedAutoEncoding"]
+
+_Masked = TokenDroppingNetwork | PixelMaskingNetwork
+
+
+@dataclass(frozen=True)
+class MaskedAutoEncoding:
+    """Hide patches, predict their pixels: one loss per unit by construction.
+
+    A plain vision transformer sees the remaining patches alone (He et al. 2022). Any other backbone sees the image
+    with masked patches set to zero, the mean of a standardised image, and predicts from its feature map (Xie et al.
+    2022, "SimMIM"; Woo et al. 2023, "ConvNeXt V2"). Targets are patches normalised each by its own statistics.
+
+    Guarantees: nothing is shared between images. Masks come from the unit's own generator, the error of a view is
+    the mean over its own masked patches, and every view hides the same number of them.
+
+    Args:
+        mask_ratio: share of the patches that is hidden, in (0, 1).
+        decoder_width, decoder_depth, decoder_heads: the decoder behind a vision transformer.
+
+    Raises:
+        ValueError: `mask_ratio` is not in (0, 1).
+    """
+
+    name: ClassVar[str] = "mae"
+    mask_ratio: float = 0.75
+    decoder_width: int = 64
+    decoder_depth: int = 1
+    decoder_heads: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio={self.mask_ratio} must lie between 0 and 1")
+
+    def build(self, backbone: Backbone, seed: int) -> Network:
+        """The backbone with a freshly drawn decoder."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if backbone.drops_tokens:
+                return TokenDroppingNetwork(backbone, self.decoder_width, self.decoder_depth, self.decoder_heads)
+            return PixelMaskingNetwork(backbone)
+
+    def unit_losses(
+        self,
+        network: Network,
+        views: Float[Tensor, "units views c h w"],
+        rngs: Sequence[np.random.Generator],
+    ) -> Float[Tensor, " units"]:
+        """The mean over each unit's views of the squared error on the view's masked patches."""
+        masked = _masked(network)
+        if len(rngs) != len(views):
+            raise ValueError(f"len(rngs)={len(rngs)} must be the number of units {len(views)}")
+        order = draw_orders(rngs, views.shape[1], masked.patches).to(views.device)
+        images = views.flatten(0, 1)
+        keep, hidden = self._split(order)
+        predicted = masked(images, keep)
+        targets = normalised(patchify(images, masked.patch))
+        errors = (predicted - targets).square().mean(dim=-1).gather(1, hidden)
+        per_view: Tensor = errors.mean(dim=1)
+        return per_view.reshape(views.shape[:2]).mean(dim=1)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, network: Network, images: Float[Tensor, "b c h w"], rng: np.random.Generator
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """The images with zeros where they were masked, and with predictions there.
+
+        Predictions are put back on each hidden patch's own mean and deviation, which the network does not predict.
+        """
+        masked = _masked(network)
+        order = draw_orders([rng], len(images), masked.patches).to(images.device)
+        keep, hidden = self._split(order)
+        patches = patchify(images, masked.patch)
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        guesses = masked(images, keep) * (variance + 1e-6).sqrt() + mean
+        is_hidden = torch.zeros_like(order, dtype=torch.bool).scatter(1, hidden, True).unsqueeze(-1)
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        seen = unpatchify(patches.masked_fill(is_hidden, 0.0), masked.patch, shape)
+        return seen, unpatchify(torch.where(is_hidden, guesses, patches), masked.patch, shape)
+
+    def _split(self, order: Int[Tensor, "b patches"]) -> tuple[Int[Tensor, "b kept"], Int[Tensor, "b hidden"]]:
+        patches = order.shape[1]
+        kept = min(max(round(patches * (1 - self.mask_ratio)), 1), patches - 1)
+        return order[:, :kept], order[:, kept:]
+
+
+def _masked(network: Network) -> _Masked:
+    if not isinstance(network, _Masked):
+        raise TypeError(f"network={type(network).__name__} was not built by this objective")
+    return network

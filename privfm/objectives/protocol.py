@@ -1,0 +1,69 @@
+"""What a self-supervised objective is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from privfm.models import Backbone
+
+__all__ = ["Network", "Objective"]
+
+
+class Network(nn.Module):
+    """A backbone with the head that an objective trains it through.
+
+    Attributes:
+        backbone: the part that is kept after training.
+        fixed: names of the parameters that never train, relative to this module.
+    """
+
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        return frozenset(f"backbone.{name}" for name in self.backbone.fixed)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss with one value per privacy unit.
+
+    Guarantees: the loss of a unit, and so its gradient, is a function of the network, of that unit's views and of
+    that unit's own generator. Moving or removing another unit leaves it as it was.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def build(self, backbone: Backbone, seed: int) -> Network:
+        """The backbone with a freshly drawn head; the same seed gives the same head."""
+        ...
+
+    def unit_losses(
+        self,
+        network: Network,
+        views: Float[Tensor, "units views c h w"],
+        rngs: Sequence[np.random.Generator],
+    ) -> Float[Tensor, " units"]:
+        """The mean loss over each unit's views.
+
+        Args:
+            views: standardised images.
+            rngs: one generator per unit, used for that unit alone.
+        """
+        ...
+
+    def reconstruct(
+        self, network: Network, images: Float[Tensor, "b c h w"], rng: np.random.Generator
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """The images as the network saw them, and what it made of them; for a report's eyes."""
+        ...
