@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from privfm.data.resizing import resize
 
-__all__ = ["ArrayPixels", "Decoder", "FilePixels", "Frame", "PickedPixels", "Pixels", "to_channels"]
+__all__ = ["ArrayPixels", "Decoder", "FilePixels", "Frame", "PickedPixels", "Pixels", "ResizedPixels", "to_channels"]
 
 #: Red, green and blue in luminance, after ITU-R BT.709.
 _LUMINANCE = (np.float32(0.2125), np.float32(0.7154), np.float32(0.0721))
@@ -84,10 +84,11 @@ class ArrayPixels:
 
 @dataclass(frozen=True)
 class Frame:
-    """One image in a file: page or frame `index`, 0 where the file holds a single one."""
+    """One image in a file: page or frame number `index` of `of`."""
 
     path: Path
     index: int = 0
+    of: int = 1
 
 
 #: Reads one frame as float32 [channels height width] in [0, 1] at its own size; raises DataError naming the file. The
@@ -148,6 +149,27 @@ class FilePixels:
         if (len(self._cache) + 1) * image.nbytes <= self.cache_bytes:
             self._cache[index] = np.array(image)
         return image
+
+
+@dataclass(frozen=True, eq=False)
+class ResizedPixels:
+    """Another's images at another size and number of channels, resized whenever they are loaded."""
+
+    whole: Pixels
+    image_size: int
+    channels: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.image_size, self.image_size
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def load(self, indices: NDArray[np.int64]) -> Float[np.ndarray, "b c h w"]:
+        images = to_channels(self.whole.load(indices), self.channels)
+        clipped: NDArray[np.float32] = np.clip(resize(images, self.image_size, self.image_size), 0.0, 1.0)
+        return clipped
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,17 +11,14 @@ drawings, and photographs of little content. Only files inside the installed whe
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
+from jaxtyping import UInt8
 from PIL import Image
 
 from privfm.data.imageset import ImageSet, index_names
-from privfm.data.pixels import to_channels
-from privfm.data.resizing import resize
+from privfm.data.pixels import ArrayPixels, ResizedPixels, to_channels
 from privfm.errors import DataError
 from privfm.ids import PatientId
 
@@ -51,26 +48,6 @@ _PHOTOGRAPHS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class _TilePixels:
-    tiles: UInt8[np.ndarray, "n 3 side side"]
-    image_size: int
-    channels: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.channels, self.image_size, self.image_size
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def load(self, indices: NDArray[np.int64]) -> Float[np.ndarray, "b c h w"]:
-        images = self.tiles[indices].astype(np.float32) / np.float32(255)
-        resized = resize(to_channels(images, self.channels), self.image_size, self.image_size)
-        clipped: NDArray[np.float32] = np.clip(resized, 0.0, 1.0)
-        return clipped
-
-
 def load_tiles(image_size: int = 32, channels: int = 1) -> ImageSet:
     """The built-in tiles as images of image_size pixels.
 
@@ -98,7 +75,7 @@ def load_tiles(image_size: int = 32, channels: int = 1) -> ImageSet:
     class_names, labels = index_names(classes)
     return ImageSet(
         name="tiles",
-        pixels=_TilePixels(np.concatenate(tiles), image_size, channels),
+        pixels=ResizedPixels(ArrayPixels(np.concatenate(tiles)), image_size, channels),
         patients=tuple(map(PatientId, patients)),
         patient_of=patient_of,
         class_names=class_names,
