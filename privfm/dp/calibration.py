@@ -1,0 +1,214 @@
+"""How much noise a target epsilon needs.
+
+The search runs on a cheap grid or accountant; what it ends with is checked by `privfm.dp.accounting.epsilon` itself, on
+the safe side: the epsilon of the noise returned is never above the target, and not below 99.5% of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+from privfm.dp import pld
+from privfm.dp.accounting import check_delta, check_epsilon
+from privfm.dp.accounting import epsilon as epsilon_of
+from privfm.dp.events import SampledGaussian, compose
+from privfm.dp.filter import RdpFilter
+
+__all__ = [
+    "LEAST_NOISE",
+    "CalibratedNoise",
+    "NoiseRequest",
+    "calibrate_noise",
+    "calibrate_noise_under",
+    "calibrate_noises",
+]
+
+LEAST_NOISE, _MOST_NOISE = 0.1, 1e6
+_BAND = (0.995, 1.0)  # of the target, for the result
+_SEARCH_BAND = (0.9975, 0.9995)  # of the target, on the coarse grid, which reads up to 0.2% too high
+_TYPICAL_SLOPE, _FLATTEST_SLOPE = -1.3, -0.2  # of log epsilon over log noise
+_MOST_EVALUATIONS = 200
+_HUGE = 1e300
+_LEAST_MU_SQUARED = 1e-12
+_PARALLEL_FROM = 24  # below this many requests, starting processes costs more than it saves
+
+
+@dataclass(frozen=True)
+class NoiseRequest:
+    """One hospital's target: (epsilon, delta) after `steps` steps at `sample_rate`, on top of what was `spent`."""
+
+    epsilon: float
+    delta: float
+    sample_rate: float
+    steps: int
+    spent: tuple[SampledGaussian, ...] = ()
+
+
+@dataclass(frozen=True)
+class CalibratedNoise:
+    """The noise multiplier that meets a request, and the epsilon that it really gives."""
+
+    noise_multiplier: float
+    epsilon: float
+
+
+def calibrate_noise(
+    *,
+    epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    accountant: str = "pld",
+    spent: Sequence[SampledGaussian] = (),
+) -> float:
+    """The noise multiplier at which `steps` steps (and what was `spent` before) cost `epsilon` at `delta`.
+
+    Guarantees:
+        `epsilon()` of the result is in [0.995, 1.0] times the target. Where even `LEAST_NOISE` costs less than that
+        (a target that the sampling alone nearly meets), the result is `LEAST_NOISE`.
+
+    Raises:
+        ValueError: a value out of its bounds; a budget that `spent` has used up.
+
+    >>> sigma = calibrate_noise(epsilon=8.0, delta=1e-5, sample_rate=0.1, steps=1000)
+    >>> 7.96 <= epsilon_of([SampledGaussian(0.1, sigma, 1000)], 1e-5) <= 8.0
+    True
+    """
+    return _calibrated(NoiseRequest(epsilon, delta, sample_rate, steps, compose(spent)), accountant).noise_multiplier
+
+
+def calibrate_noises(
+    requests: Sequence[NoiseRequest], *, accountant: str = "pld", processes: int | None = None
+) -> tuple[CalibratedNoise, ...]:
+    """`calibrate_noise` for many hospitals; equal requests are worked out once.
+
+    Args:
+        processes: worker processes; None takes one for few requests and two otherwise.
+
+    >>> few = calibrate_noises([NoiseRequest(8.0, 1e-5, 0.1, 100)] * 3, accountant="rdp")
+    >>> len(set(few))
+    1
+    """
+    distinct = list(dict.fromkeys(requests))
+    processes = processes or (2 if len(distinct) >= _PARALLEL_FROM and accountant == "pld" else 1)
+    if processes == 1:
+        return tuple(_calibrated(request, accountant) for request in requests)
+    with ProcessPoolExecutor(processes) as pool:
+        found = dict(zip(distinct, pool.map(_calibrated, distinct, [accountant] * len(distinct)), strict=True))
+    return tuple(found[request] for request in requests)
+
+
+def calibrate_noise_under(
+    cap: RdpFilter, *, sample_rate: float, steps: int, spent: Sequence[SampledGaussian] = ()
+) -> float:
+    """The least noise multiplier with which exactly `steps` steps, and no step more, fit under a lifetime cap.
+
+    Args:
+        cap: the ledger's filter.
+        spent: the ledger's events.
+
+    Raises:
+        ValueError: the cap has no room left, or one that no noise up to 1e6 fits into.
+
+    >>> cap = RdpFilter.for_cap(8.0, 1e-5)
+    >>> sigma = calibrate_noise_under(cap, sample_rate=0.1, steps=1000)
+    >>> cap.steps_that_fit(SampledGaussian(0.1, sigma, 1))
+    1000
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: must be >= 1")
+    before = compose(spent)
+
+    def fits(noise_multiplier: float) -> bool:
+        return cap.admits([*before, SampledGaussian(sample_rate, noise_multiplier, steps)])
+
+    low, high = math.log(LEAST_NOISE), math.log(_MOST_NOISE)
+    if not fits(math.exp(high)):
+        raise ValueError(f"epsilon={cap.epsilon}: the lifetime cap leaves no room for steps={steps}")
+    if fits(math.exp(low)):
+        return LEAST_NOISE
+    for _ in range(64):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(math.exp(middle)) else (middle, high)
+    return math.exp(high)
+
+
+@lru_cache(maxsize=4096)
+def _calibrated(request: NoiseRequest, accountant: str) -> CalibratedNoise:
+    check_epsilon(request.epsilon)
+    check_delta(request.delta)
+    if request.steps < 1:
+        raise ValueError(f"steps={request.steps}: must be >= 1")
+    if request.spent and epsilon_of(request.spent, request.delta, accountant) >= request.epsilon:
+        raise ValueError(f"epsilon={request.epsilon}: already spent; nothing is left to calibrate for")
+
+    def cost(noise_multiplier: float) -> float:
+        return epsilon_of(_with_noise(request, noise_multiplier), request.delta, accountant)
+
+    guess = _gaussian_limit_noise(request)
+    if accountant == "pld":
+        guess = _search(_cost_on_coarse_grid(request, guess), request.epsilon, _SEARCH_BAND, guess)
+    noise_multiplier = _search(cost, request.epsilon, _BAND, guess)
+    return CalibratedNoise(noise_multiplier, cost(noise_multiplier))
+
+
+def _with_noise(request: NoiseRequest, noise_multiplier: float) -> tuple[SampledGaussian, ...]:
+    return compose(request.spent, [SampledGaussian(request.sample_rate, noise_multiplier, request.steps)])
+
+
+def _cost_on_coarse_grid(request: NoiseRequest, guess: float) -> Callable[[float], float]:
+    grid = pld.starting_grid(_with_noise(request, guess)) / 2
+    return lambda noise: pld.pld_epsilon_on_grid(_with_noise(request, noise), request.delta, grid)
+
+
+def _search(cost: Callable[[float], float], target: float, band: tuple[float, float], guess: float) -> float:
+    """A noise multiplier whose cost lies in `band * target`: secant steps in log-log, kept inside a bracket.
+
+    Cost falls with noise. `low` and `high` are the logarithms of noise that is too little, and of more than enough.
+    """
+    least, most = math.log(LEAST_NOISE), math.log(_MOST_NOISE)
+    low, high, least_was_tried = least, most, False
+    aim = math.log(target * (band[0] + band[1]) / 2)
+    x, slope, last = min(most, max(least, math.log(guess))), _TYPICAL_SLOPE, None
+    for _ in range(_MOST_EVALUATIONS):
+        value = cost(math.exp(x))
+        if band[0] * target <= value <= band[1] * target or (value <= target and x == least):
+            return math.exp(x)
+        least_was_tried |= x == least
+        low, high = (x, high) if value > band[1] * target else (low, x)
+        y = math.log(min(_HUGE, max(1 / _HUGE, value)))
+        if last is not None and x != last[0]:
+            slope = min(_FLATTEST_SLOPE, (y - last[1]) / (x - last[0]))
+        last = (x, y)
+        x += (aim - y) / slope
+        if not low < x < high:
+            x = least if x <= least and not least_was_tried else (low + high) / 2
+    raise ValueError(f"epsilon={target}: no noise multiplier in [{LEAST_NOISE}, {_MOST_NOISE}] meets it")
+
+
+def _gaussian_limit_noise(request: NoiseRequest) -> float:
+    """Where to start: the central limit (Dong, Roth & Su 2019, corollary 5.4), a few per cent too little noise."""
+    mu_squared = _gaussian_mu(request.epsilon, request.delta) ** 2
+    mu_squared -= sum(_limit_mu_squared(event) for event in request.spent)
+    variance = max(mu_squared, _LEAST_MU_SQUARED) / (request.steps * request.sample_rate**2)
+    return math.log1p(variance) ** -0.5
+
+
+def _limit_mu_squared(event: SampledGaussian) -> float:
+    return event.steps * event.sample_rate**2 * math.expm1(min(50.0, event.noise_multiplier**-2))
+
+
+def _gaussian_mu(epsilon: float, delta: float) -> float:
+    """The mu of a Gaussian mechanism that is exactly (epsilon, delta)-DP (Balle & Wang 2018, theorem 5)."""
+    from scipy.special import log_ndtr, ndtr
+
+    low, high = 1e-8, 1e4
+    while high > low * (1 + 1e-6):
+        mu = math.sqrt(low * high)
+        spent = ndtr(mu / 2 - epsilon / mu) - math.exp(epsilon + min(-epsilon, log_ndtr(-mu / 2 - epsilon / mu)))
+        low, high = (mu, high) if spent < delta else (low, mu)
+    return low
