@@ -1,0 +1,8 @@
+"""What a person reads of a run."""
+
+from __future__ import annotations
+
+from privfm.report.page import write_report
+from privfm.report.verdict import probe_verdict
+
+__all__ = ["probe_verdict", "write_report"]

@@ -1,0 +1,208 @@
+"""A run's report: one HTML file that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from privfm import __version__
+from privfm.federation.records import Interval, ProbeComparison
+from privfm.files import write_atomic
+from privfm.report.charts import WIDE, BarChart, LineChart, bar_chart, line_chart
+from privfm.report.reconstructions import Reconstruction, reconstruct_public_images
+from privfm.report.run_directory import RunDirectory, read_run
+from privfm.report.verdict import probe_verdict
+
+__all__ = ["render_report", "write_report"]
+
+REPORT = "report.html"
+NETWORK = "network.safetensors"
+PROBE_NAMES = {
+    "trained": "trained",
+    "initial": "start of the run",
+    "noise_only": "noise only",
+    "untrained": "untrained",
+}
+
+
+def write_report(directory: Path) -> Path:
+    """Write `report.html` into a run's directory and return its path.
+
+    Guarantees: reads the coordinator's files, the statement and the released network, and nothing else of the run;
+    above all nothing that a hospital keeps.
+
+    Raises:
+        InputError: `directory` is not a run, or a file of it is damaged.
+        RunError: the stored network does not fit the plan.
+    """
+    run = read_run(directory)
+    pictures = reconstruct_public_images(directory) if (directory / NETWORK).exists() else ()
+    path = directory / REPORT
+    write_atomic(path, render_report(run, pictures).encode())
+    return path
+
+
+def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...]) -> str:
+    """Return the page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("privfm.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(size=_size, short=_short)
+    style = _style(environment)
+    probe = _probe(run.result)
+    return environment.get_template("page.html.j2").render(
+        run=run,
+        title=f"Training report: {Path(run.plan.data.source).name}",
+        version=__version__,
+        style=Markup(style),  # noqa: S704 - our own file
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        figures=_figures(run, probe),
+        hospitals=run.result["hospitals"] if run.result else (),
+        epsilon_chart=_epsilon_chart(run),
+        loss_chart=_loss_chart(run),
+        norm_chart=_norm_chart(run),
+        probe_chart=None if probe is None else _probe_chart(probe),
+        probe_verdict=None if probe is None else probe_verdict(probe),
+        reconstructions=pictures,
+        statement=None,
+    )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A headline number."""
+
+    value: str
+    small: str
+    meaning: str
+
+
+def _figures(run: RunDirectory, probe: ProbeComparison | None) -> list[Figure]:
+    figures = [*_spending(run)]
+    if probe is not None:
+        meaning = f"balanced accuracy of the probe; noise alone reaches {probe.noise_only.value:.3f}"
+        figures.append(Figure(f"{probe.trained.value:.3f}", "", meaning))
+    done, planned = len(run.rounds), run.plan.federation.rounds
+    figures.append(Figure(str(done), "rounds" if done == planned else f"of {planned} rounds", _effort(run)))
+    if run.rounds:
+        figures.append(Figure(_size(run.rounds[-1].bytes_up), "", "masked, sent by each hospital in a round"))
+    return figures
+
+
+def _spending(run: RunDirectory) -> list[Figure]:
+    if not run.result:
+        return []
+    hospitals = run.result["hospitals"]
+    most = max(hospital["epsilon"] for hospital in hospitals)
+    return [
+        Figure(
+            f"\N{GREEK SMALL LETTER EPSILON} {most:.2f}",
+            f"of {_short(run.plan.privacy.epsilon)}",
+            f"the most that a hospital spent, per {run.plan.privacy.unit}, at delta {_short(run.plan.privacy.delta)}",
+        ),
+        Figure(
+            str(len(hospitals)),
+            "hospitals",
+            f"{sum(hospital['nominal_units'] for hospital in hospitals)} nominal {run.plan.privacy.unit}s in all",
+        ),
+    ]
+
+
+def _effort(run: RunDirectory) -> str:
+    steps = run.plan.federation.local_steps
+    seconds = run.result["seconds"] if run.result else sum(record.seconds for record in run.rounds)
+    return f"{steps} noisy step{'s' * (steps > 1)} each, {seconds:.0f} seconds in all"
+
+
+def _epsilon_chart(run: RunDirectory) -> LineChart | None:
+    if not run.rounds:
+        return None
+    last = run.rounds[-1].epsilon
+    curves = {
+        hospital: [(0, 0.0), *((r.round, r.epsilon[hospital]) for r in run.rounds if hospital in r.epsilon)]
+        for hospital in sorted(last)
+    }
+    limit = run.plan.privacy.epsilon
+    return line_chart(
+        curves,
+        title="Epsilon spent by each hospital over rounds",
+        summary=f"After round {run.rounds[-1].round} the most is {max(last.values()):.2f}; {limit:g} is allowed.",
+        limit=limit,
+        from_zero=True,
+        width=WIDE,
+    )
+
+
+def _loss_chart(run: RunDirectory) -> LineChart | None:
+    return _over_rounds(run, "public_loss", "Reconstruction loss on public images")
+
+
+def _norm_chart(run: RunDirectory) -> LineChart | None:
+    return _over_rounds(run, "update_norm", "Norm of the averaged update")
+
+
+def _over_rounds(run: RunDirectory, field: str, title: str) -> LineChart | None:
+    curve = [(record.round, float(getattr(record, field))) for record in run.rounds]
+    if not curve:
+        return None
+    summary = f"From {curve[0][1]:.4g} in round {curve[0][0]} to {curve[-1][1]:.4g} in round {curve[-1][0]}."
+    return line_chart({title: curve}, title=title, summary=summary)
+
+
+def _probe(result: Mapping[str, Any] | None) -> ProbeComparison | None:
+    probe = result["probe"] if result else None
+    if probe is None:
+        return None
+    return ProbeComparison(**{state: Interval(probe[state], *probe["intervals"][state]) for state in PROBE_NAMES})
+
+
+def _probe_chart(probe: ProbeComparison) -> BarChart:
+    intervals = {name: getattr(probe, state) for state, name in PROBE_NAMES.items()}
+    return bar_chart(
+        {name: (interval.value, interval.low, interval.high) for name, interval in intervals.items()},
+        title="Linear probe of the encoder in four states",
+        x_label="balanced accuracy",
+        summary="; ".join(f"{name} {interval.value:.3f}" for name, interval in intervals.items()),
+        main=PROBE_NAMES["trained"],
+    )
+
+
+def _style(environment: Environment) -> str:
+    source, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
+    return source
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes in words, in powers of ten.
+
+    Example:
+        >>> _size(999), _size(2_412_000)
+        ('999 B', '2.4 MB')
+    """
+    amount, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def _short(value: float) -> str:
+    """Return a number as people write it, in one piece.
+
+    Example:
+        >>> _short(0.5), _short(1e-05) == "1e\N{NON-BREAKING HYPHEN}5"
+        ('0.5', True)
+    """
+    return f"{value:.4g}".replace("e-0", "e-").replace("-", "\N{NON-BREAKING HYPHEN}")
