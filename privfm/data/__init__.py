@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from privfm.data.imageset import Boxes, ImageSet, Masks
 from privfm.data.partition import hold_out, patient_classes, shared_patients, split_by_hospital
+from privfm.data.phantom import load_phantom
 from privfm.data.pixels import ArrayPixels, FilePixels, Pixels
 from privfm.data.procedural import procedural_images
 from privfm.data.sources import load_images
@@ -21,6 +22,7 @@ __all__ = [
     "Pixels",
     "hold_out",
     "load_images",
+    "load_phantom",
     "load_tiles",
     "patient_classes",
     "procedural_images",

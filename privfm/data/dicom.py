@@ -221,7 +221,7 @@ def window(values: NDArray[Any], centre: float, width: float, function: str) -> 
     Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3, with the output range from 0 to 1.
 
     Example:
-        >>> window(np.array([[-50, 50, 150]]), 50, 100, "LINEAR_EXACT").tolist()
+        >>> window(np.array([[-50, 50, 150]]), 50.0, 100.0, "LINEAR_EXACT").tolist()
         [[0.0, 0.5, 1.0]]
     """
     values = values.astype(np.float64)

@@ -16,7 +16,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from privfm.data.endoscopy import draw_frames
 from privfm.data.fields import frame, spectral_noise, uniform
+from privfm.data.pixels import to_channels
 
 __all__ = ["procedural_images"]
 
@@ -55,12 +57,13 @@ def _scenes(count: int, size: int, channels: int, rng: np.random.Generator) -> _
 
 def _mixture(count: int, size: int, channels: int, rng: np.random.Generator) -> _Images:
     families: tuple[tuple[_Family, float], ...] = (
-        (_leaves, 0.4),
+        (_leaves, 0.35),
         (_noise, 0.1),
         (_folded_noise, 0.15),
         (_gratings, 0.1),
         (_cells, 0.13),
         (_strokes, 0.12),
+        (_endoscopy, 0.05),
     )
     family_of = rng.choice(len(families), size=count, p=[share for _, share in families])
     images = np.empty((count, channels, size, size), dtype=np.float32)
@@ -179,6 +182,12 @@ def _strokes(count: int, size: int, channels: int, rng: np.random.Generator) -> 
         end_x, end_y = start_x + step_x, start_y + step_y
     ground = 0.25 * uniform(rng, 0, 1, count) * spectral_noise(count, size, rng)
     return _paint(np.abs(ink - (rng.random((count, 1, 1)) < 0.5)) + ground, channels, rng)
+
+
+def _endoscopy(count: int, size: int, channels: int, rng: np.random.Generator) -> _Images:
+    """The phantom's frames, each of another patient."""
+    keys = rng.integers(2**64, size=(2, count), dtype=np.uint64)
+    return to_channels(draw_frames(keys[0], keys[1], rng.integers(3, size=count), size).colour, channels)
 
 
 def _leaves(count: int, size: int, channels: int, rng: np.random.Generator) -> _Images:

@@ -11,6 +11,7 @@ from privfm.data.imageset import ImageSet
 from privfm.data.listing import Listing, visible_files
 from privfm.data.manifest import MANIFEST_NAME, scan_manifest
 from privfm.data.medmnist import load_medmnist
+from privfm.data.phantom import load_phantom
 from privfm.data.tiles import load_tiles
 from privfm.errors import DataError
 
@@ -49,6 +50,8 @@ def load_images(
         raise DataError(f"{source}: its patients are given; only phantom can be asked for a number of patients")
     if source == "tiles":
         images = load_tiles(image_size, channels)
+    elif source == "phantom":
+        images = load_phantom(image_size, channels, patients=patients, seed=seed)
     elif Path(source).suffix.lower() == ".npz" and Path(source).is_file():
         return load_medmnist(Path(source), image_size, channels, unit)
     else:
