@@ -195,7 +195,7 @@ def _gaussian_limit_noise(request: NoiseRequest) -> float:
     mu_squared = _gaussian_mu(request.epsilon, request.delta) ** 2
     mu_squared -= sum(_limit_mu_squared(event) for event in request.spent)
     variance = max(mu_squared, _LEAST_MU_SQUARED) / (request.steps * request.sample_rate**2)
-    return math.log1p(variance) ** -0.5
+    return 1.0 / math.sqrt(math.log1p(variance))
 
 
 def _limit_mu_squared(event: SampledGaussian) -> float:

@@ -1,9 +1,10 @@
 """The lifetime cap: a privacy filter that says, before each release, whether it still fits.
 
-A filter holds when every release may depend on all earlier ones, which an accountant of fixed parameters does not
-promise. The one used here is Renyi DP at a single order that is fixed before the first release: as long as the divergences
-at that order add up to at most `budget`, everything together is (epsilon, delta)-DP (Feldman & Zrnic 2020,
-arXiv 2008.11193, theorem 4.3). Taking the best order afterwards, or filtering on privacy loss distributions, is not proved.
+A filter holds also when every release may depend on all earlier ones, which an accountant of fixed parameters does not
+promise. The one used here is Renyi DP at a single order that is fixed before the first release: as long as the
+divergences at that order add up to at most `budget`, everything together is (epsilon, delta)-DP (Feldman & Zrnic 2020,
+arXiv 2008.11193, theorem 4.3). Taking the best order afterwards, or filtering on privacy loss distributions, is not
+proved.
 
 Sums are taken over event *counts*, never carried along, so planner and ledger always get the same number.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from privfm.dp.accounting import check_delta, check_epsilon
 from privfm.dp.events import SampledGaussian, compose
-from privfm.dp.renyi import rdp_of_step
+from privfm.dp.renyi import composed_rdp
 
 __all__ = ["RdpFilter"]
 
@@ -68,10 +69,7 @@ class RdpFilter:
 
     def spent(self, events: Iterable[SampledGaussian]) -> float:
         """Renyi divergence of `events` at `order`."""
-        return math.fsum(
-            event.steps * rdp_of_step(event.sample_rate, event.noise_multiplier, self.order)
-            for event in compose(events)
-        )
+        return float(composed_rdp(compose(events), [self.order])[0])
 
     def admits(self, events: Iterable[SampledGaussian]) -> bool:
         """Whether all of `events`, past and proposed, fit."""

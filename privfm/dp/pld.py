@@ -1,8 +1,8 @@
 """Privacy loss distributions: the tight accountant, on a grid that is refined until it no longer matters.
 
 The distributions come from `dp-accounting` (Doroshenko et al. 2022, "connect the dots"), which rounds so that the
-result is never below the truth whatever the grid. What is left to choose is the grid: it starts at a guess and is halved
-until epsilon moves by less than `GRID_TOLERANCE`, so the finest one is the answer and halving it again would move it less.
+result is never below the truth whatever the grid. What is left to choose is the grid: it starts at a guess and is
+halved until epsilon moves by less than `GRID_TOLERANCE`; halving it once more would move it less still.
 
 Convolutions by FFT carry rounding noise that grows with the number of steps and is *not* one-sided. `delta_slack`
 bounds it, and every query is made at delta less that slack.

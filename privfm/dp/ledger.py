@@ -1,0 +1,466 @@
+"""A hospital's own account of everything that it ever released.
+
+Order of a round, which `Ledger` enforces where it can:
+
+1. `charge` the round: on disk before anything is computed.
+2. Compute. `store_update` the noised, quantised vector: on disk before anything is sent.
+3. Take a `next_counter`, send, retry. A retry sends the *same* vector (`load_update`) and costs nothing; a vector that
+   was lost before it was stored is computed anew as a new attempt, which is charged again.
+4. `close` the charge when the round is over for good.
+
+A charge whose fate nobody knows, because its process died, counts as released. Nothing is ever refunded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from privfm import __version__
+from privfm.dp.chain import ChainFile
+from privfm.dp.events import ADJACENCY, SampledGaussian, compose, events_to_json, total_steps
+from privfm.dp.filter import RdpFilter
+from privfm.dp.spending import Charge, Declaration, RunRecord, Spending
+from privfm.errors import BudgetExceeded, LedgerError
+
+__all__ = ["Charge", "Clock", "Declaration", "Ledger", "RunRecord"]
+
+Clock = Callable[[], datetime]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Ledger:
+    """One hospital's ledger, open. Use `create` or `open`; it is a context manager.
+
+    Guarantees:
+        Every method that changes something is durable when it returns, and when it raises, what it would have allowed
+        must not be done. `events()` never leaves out a release that was charged first.
+
+    The clock is written down for people to read; nothing is decided by it.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name) / "north.sqlite"
+    >>> step = SampledGaussian(0.1, 2.0, 5)
+    >>> with Ledger.create(path, "north") as ledger:
+    ...     ledger.open_run("run-1", bytes(32), [step], rounds=2, retry_rounds=0)
+    ...     charge = ledger.charge("run-1", 0, 0, context=bytes(32))
+    ...     ledger.store_update(charge, b"noised")
+    ...     ledger.close(charge, "released", transcript=bytes(32))
+    >>> with Ledger.open(path, "north", read_only=True) as ledger:
+    ...     ledger.spent("run-1"), ledger.remaining("run-1")
+    (5, 1)
+    """
+
+    def __init__(self, chain: ChainFile, spending: Spending, clock: Clock) -> None:
+        self._chain = chain
+        self._spending = spending
+        self._clock = clock
+        self._mutex = threading.RLock()
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        hospital: str,
+        *,
+        unit: str = "patient",
+        cap: RdpFilter | None = None,
+        clock: Clock = _utc_now,
+    ) -> Ledger:
+        """A new, empty ledger at `path`, open for writing.
+
+        Args:
+            unit: whose data one privacy unit is, `patient` or `image`.
+            cap: the lifetime cap; its order is fixed from here on.
+
+        Raises:
+            LedgerError: `path` exists (a new ledger would forget what was spent) or cannot be written.
+        """
+        genesis = {
+            "hospital": hospital,
+            "unit": unit,
+            "adjacency": ADJACENCY,
+            "cap": None if cap is None else cap.to_json(),
+            "version": __version__,
+            "id": secrets.token_hex(16),
+            "at": clock().isoformat(timespec="seconds"),
+        }
+        ChainFile.create(path, genesis)
+        return cls.open(path, hospital, clock=clock)
+
+    @classmethod
+    def open(
+        cls, path: Path, hospital: str | None = None, *, read_only: bool = False, clock: Clock = _utc_now
+    ) -> Ledger:
+        """The ledger at `path`, every entry checked; nobody else can write until it is shut.
+
+        Raises:
+            LedgerError: missing, damaged, in use, or another hospital's than `hospital`.
+        """
+        chain, entries = ChainFile.open(path, read_only=read_only)
+        try:
+            spending = Spending(entries)
+            if hospital is not None and spending.hospital != hospital:
+                raise LedgerError(f"{path}: belongs to {spending.hospital!r}, not to {hospital!r}")
+        except LedgerError:
+            chain.shut()
+            raise
+        return cls(chain, spending, clock)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shut()
+
+    def __repr__(self) -> str:
+        return f"Ledger(path={str(self.path)!r}, hospital={self.hospital!r}, entries={self._chain.length})"
+
+    def shut(self) -> None:
+        """Close the file and let others write. (`close` ends a charge.)"""
+        with self._mutex:
+            self._chain.shut()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._chain.path
+
+    @property
+    def hospital(self) -> str:
+        """Whose ledger this is."""
+        return self._spending.hospital
+
+    @property
+    def unit(self) -> str:
+        """Whose data one privacy unit is."""
+        return self._spending.unit
+
+    @property
+    def cap(self) -> RdpFilter | None:
+        """The lifetime cap in force."""
+        return self._spending.cap
+
+    @property
+    def counter(self) -> int:
+        """The last counter that `next_counter` gave out; 0 before the first."""
+        return self._spending.counter
+
+    def head(self) -> bytes:
+        """Hash of the newest entry, 32 bytes: what peers remember of this ledger."""
+        return self._chain.head
+
+    # Runs and charges
+
+    def open_run(
+        self,
+        run: str,
+        plan_hash: bytes,
+        per_round: Sequence[SampledGaussian],
+        *,
+        rounds: int,
+        retry_rounds: int,
+        private: bool = True,
+    ) -> None:
+        """Fix what every round of `run` releases and how many rounds there may be. Repeating it changes nothing.
+
+        Args:
+            plan_hash: 32 bytes.
+            per_round: everything that one round releases, such as one event of `local_steps` steps.
+            retry_rounds: rounds that may be computed, and are charged, once more.
+            private: False when coins are injected; the ledger then says for ever that the run was not private.
+
+        Raises:
+            LedgerError: the run is on record with another declaration.
+            BudgetExceeded: rounds and reserve do not fit under the lifetime cap, or injected coins would void it.
+        """
+        declaration = Declaration(
+            run, _32_bytes("plan_hash", plan_hash), compose(per_round), rounds, retry_rounds, private
+        )
+        if rounds < 1 or retry_rounds < 0 or not declaration.per_round:
+            raise ValueError(f"rounds={rounds}, retry_rounds={retry_rounds}: need >= 1, >= 0 and something to release")
+        with self._mutex:
+            known = self._spending.runs.get(run)
+            if known is None:
+                self._check_cap(declaration, declaration.most_rounds)
+                self._write("run", _declaration_to_json(declaration))
+            elif known.declaration != declaration:
+                raise LedgerError(
+                    f"{self.path}: run {run!r} is on record with another plan or mechanism; use a new name"
+                )
+
+    def charge(self, run: str, round: int, attempt: int, context: bytes) -> Charge:
+        """Pay for computing `round` once. Call it before touching the data.
+
+        Args:
+            attempt: at least `next_attempt(run, round)`.
+            context: 32 bytes that bind the charge to what will be computed.
+
+        Raises:
+            BudgetExceeded: the run's rounds and reserve, or the lifetime cap, are used up; nothing was written.
+            LedgerError: the run is unknown, the round was released or has a stored vector, the attempt is not new.
+        """
+        with self._mutex:
+            record, declaration = self._record(run), self._record(run).declaration
+            self._check_attempt(run, round, attempt)
+            if record.charged >= declaration.most_rounds:
+                raise BudgetExceeded(
+                    f"{self.path}: run {run!r} has used its {declaration.rounds} rounds and {declaration.retry_rounds} "
+                    "retries; plan a new run with a larger retry_rounds"
+                )
+            self._check_cap(declaration, 1)
+            context_hex = _32_bytes("context", context).hex()
+            self._write("charge", {"run": run, "round": round, "attempt": attempt, "context": context_hex})
+            return self._spending.fates_of_round(run, round)[-1].charge
+
+    def _check_attempt(self, run: str, round_number: int, attempt: int) -> None:
+        where = f"{self.path}: run {run!r} round {round_number}"
+        if round_number < 0:
+            raise ValueError(f"round={round_number}: must be >= 0")
+        if any(fate.outcome == "released" for fate in self._spending.fates_of_round(run, round_number)):
+            raise LedgerError(f"{where} was released already; it cannot be computed again")
+        if self.pending(run, round_number) is not None:
+            raise LedgerError(f"{where} has a stored vector; send that again instead of computing another")
+        if attempt < self.next_attempt(run, round_number):
+            raise LedgerError(
+                f"{where} attempt {attempt} was charged already; use {self.next_attempt(run, round_number)}"
+            )
+
+    def _check_cap(self, declaration: Declaration, rounds: int) -> None:
+        cap = self._spending.cap
+        if cap is None:
+            return
+        if not declaration.private:
+            raise BudgetExceeded(f"{self.path}: injected coins give no privacy, so nothing fits under the lifetime cap")
+        proposed = (event.repeated(rounds) for event in declaration.per_round)
+        if not cap.admits([*self._spending.events(), *proposed]):
+            fitting = cap.rounds_that_fit(declaration.per_round, self._spending.events())
+            raise BudgetExceeded(
+                f"{self.path}: the lifetime cap (epsilon {cap.epsilon:g} at delta {cap.delta:g}) has room for "
+                f"{fitting} more rounds of this kind, not {rounds}; plan fewer rounds or more noise"
+            )
+
+    def next_attempt(self, run: str, round: int) -> int:
+        """The smallest attempt number that is free for this round."""
+        fates = self._spending.fates_of_round(run, round)
+        return fates[-1].charge.attempt + 1 if fates else 0
+
+    def pending(self, run: str, round: int) -> Charge | None:
+        """The charge of this round whose vector is stored and whose end is not known: send that vector again."""
+        for fate in reversed(self._spending.fates_of_round(run, round)):
+            if fate.outcome is None and fate.vector_entry is not None:
+                return fate.charge
+        return None
+
+    def store_update(self, charge: Charge, vector: bytes) -> None:
+        """Keep the noised, quantised vector of `charge`, on disk, so that a retry can send the same.
+
+        Raises:
+            LedgerError: the charge has a vector or has ended, or the disk is full; then nothing may be sent.
+        """
+        with self._mutex:
+            fate = self._spending.fate(charge)
+            if fate.vector_entry is not None or fate.outcome is not None:
+                raise LedgerError(
+                    f"{self.path}: round {charge.round} has its vector or has ended; compute nothing for it"
+                )
+            digest = hashlib.sha256(vector).hexdigest()
+            self._write(
+                "stored", {"charge": charge.sequence, "vector_sha256": digest, "bytes": len(vector)}, keep=vector
+            )
+
+    def load_update(self, run: str, round: int) -> bytes | None:
+        """The vector that `pending` speaks of, or None.
+
+        Raises:
+            LedgerError: it is gone or not the one that was stored.
+        """
+        with self._mutex:
+            charge = self.pending(run, round)
+            if charge is None:
+                return None
+            fate = self._spending.fate(charge)
+            vector = None if fate.vector_entry is None else self._chain.vector(fate.vector_entry)
+            if vector is None or hashlib.sha256(vector).digest() != fate.vector_hash:
+                raise LedgerError(f"{self.path}: the stored vector of round {round} is damaged; charge a new attempt")
+            return vector
+
+    def close(self, charge: Charge, outcome: Literal["released", "aborted"], transcript: bytes | None = None) -> None:
+        """Say how a round ended and forget its vector; its hash stays. The charge stays whatever the outcome.
+
+        Args:
+            outcome: `aborted` when the round is lost for good.
+            transcript: 32 bytes, the hash of the round's protocol transcript, where there is one.
+
+        Raises:
+            LedgerError: the charge has ended already, or is not of this ledger.
+        """
+        if outcome not in ("released", "aborted"):
+            raise ValueError(f"outcome={outcome!r}: must be 'released' or 'aborted'")
+        with self._mutex:
+            fate = self._spending.fate(charge)
+            if fate.outcome is not None:
+                raise LedgerError(f"{self.path}: round {charge.round} has ended already ({fate.outcome})")
+            body = {
+                "charge": charge.sequence,
+                "outcome": outcome,
+                "transcript": None if transcript is None else _32_bytes("transcript", transcript).hex(),
+            }
+            self._write("closed", body, drop=fate.vector_entry)
+
+    # Counters, peers and recovery
+
+    def next_counter(self) -> int:
+        """A counter that this ledger never gave out before: one for each time something is sent."""
+        with self._mutex:
+            self._write("counter", {"counter": self._spending.counter + 1})
+            return self._spending.counter
+
+    def peers_seen(self) -> dict[str, tuple[int, bytes]]:
+        """Per peer, the highest counter that it showed and its ledger's head then (32 bytes)."""
+        return dict(self._spending.peers)
+
+    def remember_peers(self, peers: Mapping[str, tuple[int, bytes]]) -> None:
+        """Keep what peers showed.
+
+        Raises:
+            LedgerError: a peer whose counter went back, or who shows one counter with two heads: its ledger was
+                restored from a backup or lives twice. Nothing is kept of this call then.
+        """
+        with self._mutex:
+            news = {name: shown for name, shown in sorted(peers.items()) if self._check_peer(name, *shown)}
+            if news:
+                body = {name: [counter, _32_bytes("head", head).hex()] for name, (counter, head) in news.items()}
+                self._write("peers", {"peers": body})
+
+    def _check_peer(self, name: str, counter: int, head: bytes) -> bool:
+        seen, seen_head = self._spending.peers.get(name, (0, b""))
+        if counter < seen or (counter == seen and head != seen_head):
+            raise LedgerError(
+                f"{name}: its ledger went back to counter {counter} after {seen}; it must recover it first"
+            )
+        return counter > seen
+
+    def recover(self, run: str, counter: int) -> int:
+        """Make up for a ledger that was restored from a backup: charge `run` one round per missing counter.
+
+        Everything that was sent in the lost time took a counter, so the gap bounds what was released. The charge is
+        written even where it exceeds the run's rounds or the cap, because it happened.
+
+        Args:
+            run: the run that was going on; declare it first with `open_run` if its declaration was lost too.
+            counter: the highest counter that any peer has seen of this hospital.
+
+        Returns:
+            The number of rounds charged.
+        """
+        with self._mutex:
+            self._record(run)
+            missing = counter - self._spending.counter
+            if missing <= 0:
+                return 0
+            self._write("recovered", {"run": run, "rounds": missing, "counter": counter})
+            return missing
+
+    def set_cap(self, cap: RdpFilter) -> None:
+        """Set the first lifetime cap, or tighten the one in force.
+
+        A cap that is set after releases is proved only if it was not chosen by looking at them.
+
+        Raises:
+            ValueError: another order or delta than the cap in force, or a larger epsilon.
+        """
+        with self._mutex:
+            old = self._spending.cap
+            if old is not None and (cap.order, cap.delta) != (old.order, old.delta):
+                raise ValueError(f"cap={cap}: a cap keeps its order and delta ({old.order:g}, {old.delta:g}) for life")
+            if old is not None and cap.epsilon > old.epsilon:
+                raise ValueError(f"epsilon={cap.epsilon:g}: a cap can only be lowered; it is {old.epsilon:g}")
+            self._write("cap", {"cap": cap.to_json()})
+
+    # What was spent
+
+    def events(self, run: str | None = None) -> tuple[SampledGaussian, ...]:
+        """Everything charged, whatever came of it: of `run`, or of the hospital's lifetime."""
+        return self._spending.events(run)
+
+    def spent(self, run: str) -> int:
+        """Noisy steps charged to `run`; 0 for one not on record."""
+        return total_steps(self._spending.events(run))
+
+    def remaining(self, run: str) -> int:
+        """Rounds that `run` may still charge, its retry reserve included; the lifetime cap may stop it sooner."""
+        record = self._record(run)
+        return max(0, record.declaration.most_rounds - record.charged)
+
+    def runs(self) -> tuple[RunRecord, ...]:
+        """Every run on record, oldest first."""
+        return tuple(run.record() for run in self._spending.runs.values())
+
+    def transcripts(self, run: str) -> dict[int, bytes]:
+        """Transcript hash of every released round of `run` that has one."""
+        self._record(run)
+        return {
+            round_number: fates[-1].transcript
+            for round_number, fates in self._spending.runs[run].fates.items()
+            if fates[-1].outcome == "released" and fates[-1].transcript is not None
+        }
+
+    @property
+    def private(self) -> bool:
+        """False for ever once a run with injected coins was charged."""
+        return all(record.declaration.private or not record.charged for record in self.runs())
+
+    def verify(self) -> None:
+        """Read the file again and check every link, every meaning and every stored vector.
+
+        Raises:
+            LedgerError: naming what is wrong.
+        """
+        with self._mutex:
+            head = self._chain.head
+            spending = Spending(self._chain.reload())
+            if self._chain.head != head and not self._chain.read_only:
+                raise LedgerError(f"{self.path}: changed on disk while it was open; restore a backup and recover it")
+            self._spending = spending
+            for run in list(spending.runs):
+                for round_number in spending.runs[run].fates:
+                    self.load_update(run, round_number)
+
+    def _record(self, run: str) -> RunRecord:
+        if run not in self._spending.runs:
+            raise LedgerError(f"{self.path}: run {run!r} is not on record; open it first")
+        return self._spending.runs[run].record()
+
+    def _write(self, kind: str, body: dict[str, Any], *, keep: bytes | None = None, drop: int | None = None) -> None:
+        stamped = {**body, "at": self._clock().isoformat(timespec="seconds")}
+        self._spending.apply(self._chain.append(kind, stamped, keep=keep, drop=drop))
+
+
+def _declaration_to_json(declaration: Declaration) -> dict[str, Any]:
+    return {
+        "run": declaration.run,
+        "plan_hash": declaration.plan_hash.hex(),
+        "per_round": events_to_json(declaration.per_round),
+        "rounds": declaration.rounds,
+        "retry_rounds": declaration.retry_rounds,
+        "private": declaration.private,
+    }
+
+
+def _32_bytes(name: str, value: bytes) -> bytes:
+    if not isinstance(value, bytes) or len(value) != 32:
+        raise ValueError(f"{name}={type(value).__name__} of {len(value)}: must be 32 bytes")
+    return value

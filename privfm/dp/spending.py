@@ -1,0 +1,226 @@
+"""What a ledger's entries add up to: runs, charges, counters. A pure fold, the same when writing and when checking.
+
+An entry that makes no sense after those before it raises LedgerError: a chain whose hashes fit may still have been
+written by somebody with other intentions, or by a faulty program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from privfm.dp.chain import Entry
+from privfm.dp.events import SampledGaussian, compose, events_from_json
+from privfm.dp.filter import RdpFilter
+from privfm.errors import LedgerError
+
+__all__ = ["Charge", "Declaration", "RunRecord", "Spending"]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a run said about itself before its first charge.
+
+    Args:
+        plan_hash: 32 bytes.
+        per_round: everything that one round releases.
+        rounds: rounds planned.
+        retry_rounds: rounds that may be computed, and charged, once more.
+        private: False when coins were injected, that is, when nothing here is private.
+    """
+
+    run: str
+    plan_hash: bytes
+    per_round: tuple[SampledGaussian, ...]
+    rounds: int
+    retry_rounds: int
+    private: bool
+
+    @property
+    def most_rounds(self) -> int:
+        """Rounds that may be charged in all."""
+        return self.rounds + self.retry_rounds
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One round's computation, paid for. `context` is 32 bytes; `sequence` is the entry's number in the ledger."""
+
+    run: str
+    round: int
+    attempt: int
+    context: bytes
+    events: tuple[SampledGaussian, ...]
+    sequence: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's declaration and how many rounds were charged: released, aborted, fate unknown, recovered after a loss.
+
+    All of them count as released; the split is for people.
+    """
+
+    declaration: Declaration
+    released: int
+    aborted: int
+    unknown: int
+    recovered: int
+
+    @property
+    def charged(self) -> int:
+        """Rounds charged in all."""
+        return self.released + self.aborted + self.unknown + self.recovered
+
+    @property
+    def events(self) -> tuple[SampledGaussian, ...]:
+        """What the run has spent."""
+        return compose(event.repeated(self.charged) for event in self.declaration.per_round)
+
+
+@dataclass
+class _Fate:
+    charge: Charge
+    vector_entry: int | None = None
+    vector_hash: bytes | None = None
+    outcome: str | None = None
+    transcript: bytes | None = None
+
+
+@dataclass
+class _Run:
+    declaration: Declaration
+    fates: dict[int, list[_Fate]] = field(default_factory=dict)  # by round, oldest attempt first
+    recovered: int = 0
+
+    def record(self) -> RunRecord:
+        outcomes = [fate.outcome for fates in self.fates.values() for fate in fates]
+        return RunRecord(
+            self.declaration,
+            released=outcomes.count("released"),
+            aborted=outcomes.count("aborted"),
+            unknown=outcomes.count(None),
+            recovered=self.recovered,
+        )
+
+
+class Spending:
+    """The state after a ledger's entries."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.runs: dict[str, _Run] = {}
+        self.counter = 0
+        self.peers: dict[str, tuple[int, bytes]] = {}
+        self.cap: RdpFilter | None = None
+        self.hospital = ""
+        self.unit = ""
+        self.adjacency = ""
+        self.created: dict[str, Any] = {}
+        self._fates: dict[int, _Fate] = {}  # by the charge's sequence
+        for entry in entries:
+            self.apply(entry)
+
+    def apply(self, entry: Entry) -> None:
+        """Take one more entry into account.
+
+        Raises:
+            LedgerError: the entry cannot follow those before it.
+        """
+        steps: dict[str, Callable[[Entry], None]] = {
+            "genesis": self._genesis,
+            "run": self._run,
+            "charge": self._charge,
+            "stored": self._stored,
+            "closed": self._closed,
+            "counter": self._counter,
+            "peers": self._peers,
+            "recovered": self._recovered,
+            "cap": self._cap,
+        }
+        try:
+            steps[entry.kind](entry)
+        except (KeyError, TypeError, ValueError) as error:
+            raise LedgerError(f"ledger entry {entry.sequence} ({entry.kind}) is not understood: {error!r}") from None
+
+    def events(self, run: str | None = None) -> tuple[SampledGaussian, ...]:
+        """Everything charged, of one run or of all."""
+        runs = self.runs.values() if run is None else [self.runs[run]] if run in self.runs else []
+        return compose(*(each.record().events for each in runs))
+
+    def fate(self, charge: Charge) -> _Fate:
+        """Where a charge of this ledger stands."""
+        fate = self._fates.get(charge.sequence)
+        if fate is None or fate.charge != charge:
+            raise LedgerError(f"run {charge.run!r} has no such charge for round {charge.round}")
+        return fate
+
+    def fates_of_round(self, run: str, round_number: int) -> list[_Fate]:
+        """All charges of one round, oldest attempt first."""
+        return self.runs[run].fates.get(round_number, []) if run in self.runs else []
+
+    def _genesis(self, entry: Entry) -> None:
+        if entry.sequence != 0:
+            raise LedgerError(f"ledger entry {entry.sequence}: a second beginning")
+        self.created = entry.body
+        self.hospital, self.unit, self.adjacency = (entry.body[key] for key in ("hospital", "unit", "adjacency"))
+        if entry.body["cap"] is not None:
+            self.cap = RdpFilter.from_json(entry.body["cap"])
+
+    def _run(self, entry: Entry) -> None:
+        body = entry.body
+        if body["run"] in self.runs:
+            raise LedgerError(f"ledger entry {entry.sequence}: run {body['run']!r} is declared twice")
+        self.runs[body["run"]] = _Run(
+            Declaration(
+                run=body["run"],
+                plan_hash=bytes.fromhex(body["plan_hash"]),
+                per_round=events_from_json(body["per_round"]),
+                rounds=body["rounds"],
+                retry_rounds=body["retry_rounds"],
+                private=body["private"],
+            )
+        )
+
+    def _charge(self, entry: Entry) -> None:
+        body = entry.body
+        run = self.runs[body["run"]]
+        earlier = run.fates.setdefault(body["round"], [])
+        if earlier and body["attempt"] <= earlier[-1].charge.attempt:
+            raise LedgerError(f"ledger entry {entry.sequence}: an attempt of round {body['round']} is charged twice")
+        context = bytes.fromhex(body["context"])
+        per_round = run.declaration.per_round
+        fate = _Fate(Charge(body["run"], body["round"], body["attempt"], context, per_round, entry.sequence))
+        earlier.append(fate)
+        self._fates[entry.sequence] = fate
+
+    def _stored(self, entry: Entry) -> None:
+        fate = self._fates[entry.body["charge"]]
+        if fate.vector_entry is not None or fate.outcome is not None:
+            raise LedgerError(f"ledger entry {entry.sequence}: a second vector for one charge, or one after its end")
+        fate.vector_entry, fate.vector_hash = entry.sequence, bytes.fromhex(entry.body["vector_sha256"])
+
+    def _closed(self, entry: Entry) -> None:
+        fate = self._fates[entry.body["charge"]]
+        if fate.outcome is not None or entry.body["outcome"] not in ("released", "aborted"):
+            raise LedgerError(f"ledger entry {entry.sequence}: a charge that ends twice, or in no known way")
+        fate.outcome = entry.body["outcome"]
+        fate.transcript = bytes.fromhex(entry.body["transcript"]) if entry.body["transcript"] else None
+
+    def _counter(self, entry: Entry) -> None:
+        if entry.body["counter"] <= self.counter:
+            raise LedgerError(f"ledger entry {entry.sequence}: the counter goes back to {entry.body['counter']}")
+        self.counter = entry.body["counter"]
+
+    def _peers(self, entry: Entry) -> None:
+        for peer, (counter, head) in entry.body["peers"].items():
+            self.peers[peer] = (counter, bytes.fromhex(head))
+
+    def _recovered(self, entry: Entry) -> None:
+        if entry.body["rounds"] < 0:
+            raise LedgerError(f"ledger entry {entry.sequence}: a recovery that refunds")
+        self.runs[entry.body["run"]].recovered += entry.body["rounds"]
+        self._counter(entry)
+
+    def _cap(self, entry: Entry) -> None:
+        self.cap = RdpFilter.from_json(entry.body["cap"])
