@@ -1,0 +1,149 @@
+"""What hospitals' ledgers say, read without changing them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from privfm.dp.accounting import epsilon
+from privfm.dp.events import total_steps
+from privfm.dp.ledger import Ledger
+from privfm.errors import InputError, PlanError
+from privfm.plan import Plan, parse_plan, read_plan
+
+__all__ = ["CheckedLedger", "HospitalSpending", "RunSpending", "read_spending", "verify_ledgers"]
+
+DEFAULT_DELTA = 1e-5
+
+
+@dataclass(frozen=True)
+class RunSpending:
+    """One run in a hospital's ledger; every round that was charged counts, whatever became of it."""
+
+    run: str
+    private: bool
+    rounds_charged: int
+    rounds_released: int
+    rounds_aborted: int
+    rounds_unknown: int
+    steps: int
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class HospitalSpending:
+    """Everything that a hospital's ledger has charged, composed.
+
+    Args:
+        hospital: who it is of.
+        path: the ledger.
+        unit: whose presence is hidden.
+        delta, epsilon: what all runs cost together.
+        epsilon_allowed: by the run's plan, or the ledger's lifetime cap; None when neither is known.
+        steps: noisy steps charged.
+        runs: one by one.
+    """
+
+    hospital: str
+    path: str
+    unit: str
+    delta: float
+    epsilon: float
+    epsilon_allowed: float | None
+    steps: int
+    runs: tuple[RunSpending, ...]
+
+
+@dataclass(frozen=True)
+class CheckedLedger:
+    """A ledger whose chain of hashes holds.
+
+    Args:
+        hospital: who it is of.
+        path: the file.
+        counter: how many rounds it signed messages for.
+        head: hex of the newest entry's hash.
+    """
+
+    hospital: str
+    path: str
+    counter: int
+    head: str
+
+
+def read_spending(path: Path, delta: float | None) -> tuple[HospitalSpending, ...]:
+    """Return what each hospital under `path` has spent.
+
+    Raises:
+        InputError: there is no ledger.
+        LedgerError: one of them is damaged.
+    """
+    if delta is not None and not 0 < delta < 1:
+        raise PlanError(f"--delta {delta:g}: must be above 0 and below 1")
+    plan = _plan_of(path)
+    return tuple(_spending(file, plan, delta) for file in _ledger_files(path))
+
+
+def verify_ledgers(path: Path) -> tuple[CheckedLedger, ...]:
+    """Return every ledger under `path` after checking its chain of hashes; LedgerError for the first that fails."""
+    return tuple(_check(file) for file in _ledger_files(path))
+
+
+def _ledger_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    folder = path / "ledgers" if (path / "ledgers").is_dir() else path
+    files = sorted(folder.glob("*.sqlite"))
+    if not files:
+        raise InputError(f"{path}: no ledger here; give a run's folder or a ledger's .sqlite file")
+    return files
+
+
+def _plan_of(path: Path) -> Plan | None:
+    plan = path / "plan.toml"
+    return parse_plan(read_plan(plan), str(plan)) if plan.is_file() else None
+
+
+def _spending(file: Path, plan: Plan | None, asked: float | None) -> HospitalSpending:
+    with Ledger.open(file, read_only=True) as ledger:
+        cap = ledger.cap
+        delta = asked or (plan.privacy.delta if plan else cap.delta if cap else DEFAULT_DELTA)
+        events = ledger.events()
+        return HospitalSpending(
+            hospital=ledger.hospital,
+            path=str(file),
+            unit=ledger.unit,
+            delta=delta,
+            epsilon=epsilon(events, delta),
+            epsilon_allowed=_allowed(ledger, plan),
+            steps=total_steps(events),
+            runs=tuple(_runs(ledger, delta)),
+        )
+
+
+def _runs(ledger: Ledger, delta: float) -> Iterator[RunSpending]:
+    for record in ledger.runs():
+        yield RunSpending(
+            run=record.declaration.run,
+            private=record.declaration.private,
+            rounds_charged=record.charged,
+            rounds_released=record.released,
+            rounds_aborted=record.aborted,
+            rounds_unknown=record.unknown + record.recovered,
+            steps=total_steps(record.events),
+            epsilon=epsilon(record.events, delta),
+        )
+
+
+def _allowed(ledger: Ledger, plan: Plan | None) -> float | None:
+    if ledger.cap is not None:
+        return ledger.cap.epsilon
+    hospitals = plan.hospitals if plan else ()
+    return next((plan.epsilon(each) for each in hospitals if plan and each.id == ledger.hospital), None)
+
+
+def _check(file: Path) -> CheckedLedger:
+    with Ledger.open(file, read_only=True) as ledger:
+        ledger.verify()
+        return CheckedLedger(ledger.hospital, str(file), ledger.counter, ledger.head().hex())

@@ -1,0 +1,95 @@
+"""What a person reads when a run is over."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from privfm.federation.records import HospitalResult, Interval, ProbeComparison, RunResult
+from privfm.report import probe_verdict
+from privfm_cli.console import Column, show, show_table
+
+__all__ = ["show_result"]
+
+FILES = (
+    ("model.safetensors", "the encoder; config.json beside it says how timm makes it"),
+    ("report.html", "curves, spending, reconstructions, the privacy statement"),
+    ("privacy.json", "the privacy statement for machines"),
+    ("plan.toml", "exactly what was trained, and under which guarantee"),
+    ("rounds.jsonl", "the coordinator's record of every round"),
+    ("ledgers", "what each hospital spent, hash-chained"),
+)
+
+
+def show_result(result: RunResult) -> None:
+    """Write the result to standard output."""
+    if not result.private:
+        show("NOT PRIVATE: this run's coins were injected; its epsilon protects nobody.\n")
+    _show_hospitals(result.hospitals)
+    if result.probe is not None:
+        show()
+        _show_probe(result.probe)
+    show()
+    _show_files(result.out)
+    show()
+    _show_next(result.out)
+
+
+def _show_hospitals(hospitals: Sequence[HospitalResult]) -> None:
+    columns = [
+        Column("hospital", right=False),
+        Column("nominal patients"),
+        Column("sampling rate"),
+        Column("noise multiplier"),
+        Column("steps"),
+        Column("epsilon spent"),
+        Column("of allowed"),
+    ]
+    show_table(columns, [_hospital_row(hospital) for hospital in hospitals])
+    deltas = sorted({f"{hospital.delta:g}" for hospital in hospitals})
+    show(f"Per patient, at delta {', '.join(deltas)}; it holds against everyone, the coordinator included.")
+
+
+def _hospital_row(hospital: HospitalResult) -> tuple[str, ...]:
+    return (
+        hospital.id,
+        str(hospital.nominal_units),
+        f"{hospital.sample_rate:g}",
+        f"{hospital.noise_multiplier:.3f}",
+        str(hospital.steps),
+        f"{hospital.epsilon:.3f}",
+        f"{hospital.epsilon_allowed:g}",
+    )
+
+
+def _show_probe(probe: ProbeComparison) -> None:
+    show("Linear probe of the encoder on held-out patients (balanced accuracy, 95% interval)")
+    states = [
+        ("trained", probe.trained),
+        ("start of the run", probe.initial),
+        ("noise only", probe.noise_only),
+        ("untrained", probe.untrained),
+    ]
+    for name, interval in states:
+        show(f"  {name:<17} {_interval(interval)}")
+    show(probe_verdict(probe))
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.value:.3f}  [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _show_files(out: Path) -> None:
+    show(f"Files in {out}")
+    for name, what in FILES:
+        if (out / name).exists():
+            show(f"  {name:<18} {what}")
+
+
+def _show_next(out: Path) -> None:
+    directory = shlex.quote(str(out))
+    show("Next")
+    show(f"  privfm budget show {directory}")
+    show(f"  privfm budget verify {directory}")
+    show(f"  privfm report {directory}")

@@ -1,0 +1,123 @@
+"""`privfm budget`: the same numbers as the library, read from ledgers without changing them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from privfm_cli.main import main
+
+from privfm.dp.accounting import epsilon
+from privfm.dp.events import SampledGaussian
+from privfm.dp.ledger import Ledger
+from privfm.plan import parse_plan
+
+STEP = SampledGaussian(0.5, 2.0, 2)
+
+
+def _json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == 0
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return printed
+
+
+def _charge(path: Path, hospital: str, rounds: int, *, private: bool = True) -> None:
+    with Ledger.create(path, hospital) as ledger:
+        ledger.open_run("run-1", bytes(32), [STEP], rounds=5, retry_rounds=1, private=private)
+        for number in range(rounds):
+            charge = ledger.charge("run-1", number, 0, context=bytes(32))
+            ledger.close(charge, "aborted" if number == 0 else "released")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder with three ledgers."""
+    plan = parse_plan(
+        {
+            "privacy": {"epsilon": 6, "delta": 1e-6},
+            "hospitals": [{"id": name, "nominal_units": 60} for name in ("north", "south", "west")],
+        }
+    )
+    (tmp_path / "plan.toml").write_text(plan.to_toml())
+    (tmp_path / "ledgers").mkdir()
+    for rounds, name in enumerate(("north", "south", "west")):
+        _charge(tmp_path / "ledgers" / f"{name}.sqlite", name, rounds)
+    return tmp_path
+
+
+def test_planning_meets_the_target_and_never_exceeds_it(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = ["budget", "plan", "--nominal-units", "60", "--expected-units", "30"]
+    planned = _json(capsys, *rates, "--rounds", "10", "--local-steps", "2", "--epsilon", "4")
+    event = SampledGaussian(0.5, planned["noise_multiplier"], 24)
+    assert planned["steps"] == 24
+    assert planned["epsilon"] == epsilon([event], 1e-5)
+    assert 3.98 <= planned["epsilon"] <= 4.0
+    assert planned["noise_share"] == pytest.approx(planned["noise_multiplier"] / 30)
+
+
+def test_the_cost_of_a_given_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["budget", "plan", "--nominal-units", "60", "--sample-rate", "0.5", "--steps", "8"]
+    planned = _json(capsys, *arguments, "--noise-multiplier", "2")
+    assert planned["epsilon"] == epsilon([SampledGaussian(0.5, 2.0, 8)], 1e-5)
+
+
+def test_showing_a_run_composes_each_ledger_under_the_plans_delta(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    north, south, west = _json(capsys, "budget", "show", str(run))["hospitals"]
+    assert (north["hospital"], north["epsilon"], north["runs"][0]["rounds_charged"]) == ("north", 0.0, 0)
+    assert south["epsilon"] == epsilon([STEP], 1e-6)
+    assert west["epsilon"] == epsilon([STEP.repeated(2)], 1e-6)
+    assert (west["steps"], west["epsilon_allowed"], west["delta"]) == (4, 6.0, 1e-6)
+    assert west["runs"][0] | {"epsilon": None} == {
+        "run": "run-1",
+        "private": True,
+        "rounds_charged": 2,
+        "rounds_released": 1,
+        "rounds_aborted": 1,
+        "rounds_unknown": 0,
+        "steps": 4,
+        "epsilon": None,
+    }
+
+
+def test_showing_one_ledger_at_a_delta_of_ones_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "ledgers" / "west.sqlite"
+    before = path.read_bytes()
+    (west,) = _json(capsys, "budget", "show", str(path), "--delta", "1e-4")["hospitals"]
+    assert west["epsilon"] == epsilon([STEP.repeated(2)], 1e-4)
+    assert west["epsilon_allowed"] is None
+    assert path.read_bytes() == before
+
+
+def test_the_table_names_hospitals_and_runs_that_are_not_private(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _charge(tmp_path / "a.sqlite", "st-mary", 1)
+    _charge(tmp_path / "b.sqlite", "st-paul", 1, private=False)
+    assert main(["budget", "show", str(tmp_path)]) == 0
+    heading, mary, paul = capsys.readouterr().out.splitlines()
+    assert heading.endswith("not private")
+    assert mary.startswith("st-mary")
+    assert mary.endswith("no")
+    assert paul.endswith("yes")
+
+
+def test_a_whole_ledger_is_verified_and_a_changed_one_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["budget", "verify", str(run)]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["whole"] * 3
+    path = run / "ledgers" / "south.sqlite"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"aborted", b"aborteD"))
+    assert main(["budget", "verify", str(run)]) == 4
+    error = capsys.readouterr().err
+    assert "south.sqlite" in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_without_ledgers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("show", "verify"):
+        assert main(["budget", command, str(tmp_path)]) == 2
+        assert f"{tmp_path}: no ledger here" in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""Flags and the plan say the same things."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from privfm_cli.main import main
+from privfm_cli.plan_flags import PLAN_FLAGS, SPEED_FLAGS, PlanFlag, check_unchanged, plan_from
+
+from privfm.errors import InputError, PlanError
+from privfm.plan import Plan, parse_plan, read_plan
+
+OTHER: dict[str, Any] = {
+    "--epsilon": 3.5,
+    "--delta": 1e-6,
+    "--unit": "image",
+    "--sample-rate": 0.25,
+    "--clip-norm": 0.5,
+    "--data": "phantom",
+    "--image-size": 64,
+    "--channels": 3,
+    "--patients": 200,
+    "--hospitals": 4,
+    "--rounds": 7,
+    "--local-steps": 3,
+    "--retry-rounds": 0,
+    "--strategy": "fedadam",
+    "--lr": 0.01,
+    "--server-lr": 0.5,
+    "--seed": 11,
+    "--backbone": "resnet18",
+    "--patch-size": 8,
+    "--init": "scratch",
+    "--trainable": "last-2",
+    "--objective": "other",
+    "--probe/--no-probe": False,
+    "--device": "cpu",
+    "--threads": 1,
+}
+
+
+def _value(plan: Plan, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), plan)
+
+
+@pytest.mark.parametrize("flag", PLAN_FLAGS, ids=lambda flag: flag.name)
+def test_a_flag_sets_its_key_and_its_help_tells_the_default(flag: PlanFlag) -> None:
+    assert str(_value(Plan(), flag.key)) == flag.default
+    other = OTHER[flag.flag]
+    assert type(other) is flag.kind
+    assert _value(plan_from(None, {flag.flag: other}), flag.key) == other
+    assert other != _value(Plan(), flag.key)
+
+
+def _typed(flag: PlanFlag) -> list[str]:
+    return ["--no-probe"] if flag.kind is bool else [flag.flag, str(OTHER[flag.flag])]
+
+
+def test_every_flag_arrives_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [word for flag in PLAN_FLAGS for word in _typed(flag)]
+    assert main(["train", "--print-plan", *arguments]) == 0
+    printed = parse_plan(_toml(capsys.readouterr().out))
+    assert {flag.flag: _value(printed, flag.key) for flag in PLAN_FLAGS} == OTHER
+
+
+def _toml(text: str) -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads(text)
+
+
+def test_flags_override_the_file_which_overrides_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text("[privacy]\nepsilon = 4\ndelta = 1e-6\n")
+    plan = plan_from(path, {"--epsilon": 2.0})
+    assert (plan.privacy.epsilon, plan.privacy.delta, plan.privacy.clip_norm) == (2.0, 1e-6, 1.0)
+
+
+def test_a_printed_plan_is_a_plan_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["train", "--epsilon", "4", "--print-plan"]) == 0
+    path = tmp_path / "plan.toml"
+    path.write_text(capsys.readouterr().out)
+    assert parse_plan(read_plan(path)).hash() == plan_from(None, {"--epsilon": 4.0}).hash()
+
+
+def test_a_wrong_key_is_blamed_on_the_file_and_a_wrong_flag_on_the_flag(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text("[privacy]\nepsilom = 4\n")
+    with pytest.raises(PlanError, match=r"plan\.toml: privacy\.epsilom: unknown key; did you mean epsilon"):
+        plan_from(path, {"--delta": 0.5})
+    path.write_text("[privacy]\nepsilon = 4\n")
+    with pytest.raises(PlanError, match=r"^--delta: privacy\.delta"):
+        plan_from(path, {"--delta": 0.5})
+
+
+@pytest.mark.parametrize("flag", PLAN_FLAGS, ids=lambda flag: flag.name)
+def test_a_run_that_goes_on_keeps_its_plan(flag: PlanFlag) -> None:
+    if flag.flag in SPEED_FLAGS:
+        check_unchanged(Plan(), {flag.flag: OTHER[flag.flag]})
+        return
+    with pytest.raises(PlanError, match=f"^{flag.flag} "):
+        check_unchanged(Plan(), {flag.flag: OTHER[flag.flag]})
+    check_unchanged(Plan(), {flag.flag: _value(Plan(), flag.key)})
+
+
+def test_what_is_already_there_is_never_written_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    for place in (tmp_path, kept):
+        assert main(["train", "--out", str(place)]) == 2
+        assert f"--out {place}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+    assert kept.read_text() == "mine"
+
+
+def test_resuming_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", str(tmp_path / "none"), "--resume"]) == 2
+    assert "no run to go on with" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_resuming_with_another_plan_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.toml").write_text(Plan().to_toml())
+    assert main(["train", "--out", str(tmp_path), "--resume", "--epsilon", "4"]) == 2
+    assert capsys.readouterr().err.startswith("privfm: error: --epsilon 4.0: the run's plan says 8.0")
+    assert issubclass(PlanError, InputError)
