@@ -5,6 +5,7 @@ Augmented views live in `privfm.data.views`, which needs torch; nothing else her
 
 from __future__ import annotations
 
+from privfm.data.check import DataReport, check_folder
 from privfm.data.imageset import Boxes, ImageSet, Masks
 from privfm.data.partition import hold_out, patient_classes, shared_patients, split_by_hospital
 from privfm.data.phantom import load_phantom
@@ -16,10 +17,12 @@ from privfm.data.tiles import load_tiles
 __all__ = [
     "ArrayPixels",
     "Boxes",
+    "DataReport",
     "FilePixels",
     "ImageSet",
     "Masks",
     "Pixels",
+    "check_folder",
     "hold_out",
     "load_images",
     "load_phantom",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,16 @@ from PIL import Image, ImageOps
 from privfm.data.pixels import Frame
 from privfm.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "Header", "read_header", "read_image", "read_mask", "refuse_blank", "to_unit_range"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Header",
+    "quiet_decoders",
+    "read_header",
+    "read_image",
+    "read_mask",
+    "refuse_blank",
+    "to_unit_range",
+]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 #: Pillow warns above this many pixels a frame; here they are refused, since a small file can claim any size.
@@ -39,6 +51,17 @@ _DAMAGE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Silences what decoders say about odd files on the side: what matters is raised as a DataError.
+
+    Filters are shared by all threads, so this belongs around a pool of decoding threads and not inside one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @dataclass(frozen=True)
@@ -75,8 +98,8 @@ def read_header(path: Path) -> Header:
 def read_image(frame: Frame, side: int) -> Float32[np.ndarray, "channels height width"]:
     """One frame as 1 or 3 channels in [0, 1], turned upright, transparent parts black.
 
-    Depth is kept: 16-bit values are divided by 65535. Values of other types are stretched between their extremes unless
-    they already lie in [0, 1].
+    Grey keeps its depth: 16-bit values are divided by 65535. Colour of 16 bits may be read at 8. Values of other types
+    are stretched between their extremes unless they already lie in [0, 1].
 
     Args:
         frame: which page of which file.

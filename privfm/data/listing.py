@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 
-from privfm.data.decoding import read_mask
+from privfm.data.decoding import quiet_decoders, read_mask
 from privfm.data.imageset import ImageSet, index_names
 from privfm.data.pixels import Decoder, FilePixels, Frame
 from privfm.data.resizing import resize_nearest
@@ -86,7 +86,8 @@ class Listing:
         if not self.entries:
             raise DataError(f"{self.path}: holds no images; expected hospital/patient/*.png, jpg, tif or DICOM files")
         pixels = FilePixels(tuple(e.frame for e in self.entries), self.decode, image_size, channels)
-        pixels.read_all()
+        with quiet_decoders():
+            pixels.read_all()
         return self._assemble(pixels)
 
     def _assemble(self, pixels: FilePixels) -> ImageSet:

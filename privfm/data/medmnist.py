@@ -6,6 +6,7 @@ Source: Yang et al. 2023, "MedMNIST v2", Scientific Data 10:41.
 from __future__ import annotations
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,7 +26,22 @@ __all__ = ["load_medmnist"]
 _SPLITS = ("train", "val", "test")
 _MEMBERS = frozenset(f"{split}_{part}.npy" for split in _SPLITS for part in ("images", "labels"))
 _MAX_BYTES = 8 * 2**30
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, struct.error, zlib.error, zipfile.BadZipFile, NotImplementedError)
+#: What zipfile and numpy's header parser raise on damaged files.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    KeyError,
+    SyntaxError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+)
 
 
 def load_medmnist(path: Path, image_size: int, channels: int = 1, unit: str = "patient") -> ImageSet:

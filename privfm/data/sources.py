@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from privfm.data.decoding import IMAGE_SUFFIXES
+from privfm.data.decoding import IMAGE_SUFFIXES, quiet_decoders
 from privfm.data.dicom import is_dicom, scan_dicom
 from privfm.data.folder import scan_folder
 from privfm.data.imageset import ImageSet
@@ -65,12 +65,13 @@ def scan(path: Path) -> Listing:
     Raises:
         DataError: when there is no such folder, it holds no images, or it mixes DICOM with other images.
     """
-    if path.is_file() and path.name == MANIFEST_NAME:
-        return scan_manifest(path)
+    if path.name == MANIFEST_NAME and path.is_file():
+        path = path.parent
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; use tiles, phantom, a folder of images or an .npz file")
     if (path / MANIFEST_NAME).is_file():
-        return scan_manifest(path / MANIFEST_NAME)
+        with quiet_decoders():
+            return scan_manifest(path / MANIFEST_NAME)
     try:
         files = list(visible_files(path))
     except OSError as error:
@@ -83,4 +84,5 @@ def scan(path: Path) -> Listing:
         )
     if not pictures and not dicom:
         raise DataError(f"{path}: holds no images; expected hospital/patient/*.png, jpg, tif or DICOM files")
-    return scan_dicom(path) if dicom else scan_folder(path)
+    with quiet_decoders():
+        return scan_dicom(path) if dicom else scan_folder(path)
