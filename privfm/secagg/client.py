@@ -389,11 +389,14 @@ def _check_enough(own: Ready, count: int, what: str) -> None:
         raise ProtocolError(f"{count} {what}, this hospital answers for {needed} and more")
 
 
-def agree(state: Masked, incoming: bytes) -> tuple[Agreed, bytes]:
+def agree(state: Masked, incoming: bytes, *, bound_to: Sequence[str] | None = None) -> tuple[Agreed, bytes]:
     """A signature under the survivor set.
 
     Args:
         incoming: the survivors.
+        bound_to: when these very vectors were uploaded in an earlier attempt, the survivors that this hospital agreed
+            to then. The sums over two different sets would give away the difference, so no other set will do; if it
+            agreed to none then, the vectors must not be masked again at all.
 
     Raises:
         ProtocolError: a rule about the survivors is broken.
@@ -408,6 +411,8 @@ def agree(state: Masked, incoming: bytes) -> tuple[Agreed, bytes]:
         if own.name not in survivors:
             raise ProtocolError(f"{own.name} is asked to agree that it dropped out")
         _check_enough(own, len(survivors), "survivors")
+        if bound_to is not None and set(survivors) != set(bound_to):
+            raise ProtocolError("these vectors were agreed on before, with other survivors")
     context2 = keys.survivors_context(state.context1, survivors)
     agreement = Signed.by(own.identity, context2, Agreement(own.name))
     return Agreed(own, context2, state.dealings, survivors, held=state.held), agreement.encode()

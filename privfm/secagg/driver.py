@@ -57,6 +57,7 @@ class Client:
     def __init__(self, spec: RoundSpec, identity: Identity, policy: ClientPolicy) -> None:
         self._state: object = client.Ready(spec, identity, policy)
         self._marks: Mapping[str, LedgerMark] | None = None
+        self._agreed: tuple[str, ...] | None = None
 
     @property
     def stage(self) -> Stage | None:
@@ -69,6 +70,13 @@ class Client:
         if self._marks is None:
             raise ValueError("marks: not known before share was answered")
         return self._marks
+
+    @property
+    def agreed(self) -> tuple[str, ...]:
+        """The survivors that it signed for, after agree: store them before the signature leaves."""
+        if self._agreed is None:
+            raise ValueError("agreed: not known before agree was answered")
+        return self._agreed
 
     @property
     def finished(self) -> client.Finished:
@@ -94,9 +102,10 @@ class Client:
         self._state, outgoing = client.mask(self._take(client.Shared), incoming, vectors, threads=threads)
         return outgoing
 
-    def agree(self, incoming: bytes) -> bytes:
+    def agree(self, incoming: bytes, *, bound_to: Sequence[str] | None = None) -> bytes:
         """The agreement. See `client.agree`."""
-        self._state, outgoing = client.agree(self._take(client.Masked), incoming)
+        state, outgoing = client.agree(self._take(client.Masked), incoming, bound_to=bound_to)
+        self._state, self._agreed = state, state.survivors
         return outgoing
 
     def unmask(self, incoming: bytes) -> bytes:
