@@ -18,7 +18,15 @@ from typing import Any
 
 from privfm.dp.events import SampledGaussian, compose, total_steps
 
-__all__ = ["GRID_TOLERANCE", "delta_slack", "pld_delta", "pld_epsilon", "pld_epsilon_on_grid", "starting_grid"]
+__all__ = [
+    "GRID_TOLERANCE",
+    "delta_slack",
+    "least_delta",
+    "pld_delta",
+    "pld_epsilon",
+    "pld_epsilon_on_grid",
+    "starting_grid",
+]
 
 GRID_TOLERANCE = 1e-3
 _CELLS = (2**5, 2**12)  # over one step's range, at least and at most, on the first grid
@@ -95,11 +103,15 @@ def _refine(value_on: Callable[[float], float], grid: float, floor: float = 0.0)
     return value
 
 
+def least_delta(events: Sequence[SampledGaussian]) -> float:
+    """The smallest delta at which the slack does not show."""
+    return 100 * delta_slack(events)
+
+
 def _check_resolution(events: Sequence[SampledGaussian], delta: float) -> None:
-    slack = delta_slack(events)
-    if delta < 100 * slack:
+    if delta < least_delta(events):
         raise ValueError(
-            f"delta={delta}: must be >= {100 * slack:.1e}, the least that double precision resolves over "
+            f"delta={delta}: must be >= {least_delta(events):.1e}, the least that double precision resolves over "
             f"{total_steps(events)} steps; use accountant='rdp' below it"
         )
 

@@ -1,0 +1,196 @@
+"""The privacy statement in the words of somebody who has to sign it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from privfm.dp.statement import HospitalStatement, PrivacyStatement
+
+__all__ = ["Section", "sections_of", "text_of"]
+
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part: sentences, a list, and a table whose first row is its head."""
+
+    title: str
+    sentences: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+
+
+def text_of(sections: Sequence[Section]) -> str:
+    """Sections as plain text, wrapped at 100 columns; tables are not wrapped."""
+    return "\n".join("\n".join(_lines(section)) for section in sections)
+
+
+def _lines(section: Section) -> Iterator[str]:
+    yield from (section.title, "-" * len(section.title))
+    for sentence in section.sentences:
+        yield from textwrap.wrap(sentence, _WIDTH)
+    for item in section.items:
+        yield from textwrap.wrap(item, _WIDTH, initial_indent="* ", subsequent_indent="  ")
+    widths = [max(map(len, column)) for column in zip(*section.table, strict=True)]
+    for first, *others in section.table:
+        numbers = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        yield "  ".join((first.ljust(widths[0]), *numbers))
+    yield ""
+
+
+def sections_of(statement: PrivacyStatement) -> tuple[Section, ...]:
+    """The parts of a statement, most important first."""
+    return tuple(part for part in (*_guarantee(statement), *_conduct(statement)) if part is not None)
+
+
+def _guarantee(statement: PrivacyStatement) -> Iterator[Section | None]:
+    yield _promise(statement)
+    yield _spending(statement)
+    yield _curve(statement)
+    yield _composed(statement)
+    yield _final_model(statement)
+    yield _audits(statement)
+
+
+def _promise(statement: PrivacyStatement) -> Section:
+    title = f"Privacy statement of run {statement.run}"
+    if not statement.private:
+        return Section(
+            title,
+            (
+                "NOT PRIVATE: the random coins of this run were chosen by somebody, so that its noise can be taken off "
+                "again. It was a test. None of the numbers below is a guarantee.",
+            ),
+        )
+    worst = max(statement.hospitals, key=lambda row: row.epsilon_spent)
+    odds = f"{worst.delta:g}"
+    return Section(
+        title,
+        (
+            f"Whoever sees everything that a hospital ever sent can tell whether one {statement.unit} took part, with "
+            f"all their images, only as well as (epsilon, delta)-differential privacy allows: epsilon is at most "
+            f"{worst.epsilon_spent:.3f} (at {worst.id}), delta is {odds}.",
+            f"In words: any conclusion about a {statement.unit} that can be drawn from the model could have been drawn "
+            f"almost as well had they never taken part; the odds of being right change by a factor of at most "
+            f"e^{worst.epsilon_spent:.2f}, except with probability {odds}.",
+            "It does not hide what is true of patients in general, or that a hospital took part.",
+        ),
+    )
+
+
+def _spending(statement: PrivacyStatement) -> Section:
+    unit = f"{statement.unit}s (declared)"
+    settings = ("hospital", unit, "sampling rate", "noise multiplier", "clip norm", "steps", "in reserve")
+    head = (*settings, "epsilon, run", "epsilon, life", "run's limit", "life's limit", "delta")
+    return Section(
+        "What each hospital spent",
+        tuple(_about_spending(statement)),
+        table=(head, *(_row(row) for row in statement.hospitals)),
+    )
+
+
+def _about_spending(statement: PrivacyStatement) -> Iterator[str]:
+    yield "Every step that was started is counted, also where a crash kept its result from being sent."
+    yield (
+        "A run's epsilon is exact when its length was fixed in advance; where a run was stopped early because of how "
+        "it looked, rely on its limit."
+    )
+    if any(row.earlier_steps for row in statement.hospitals):
+        yield (
+            "The lifetime's epsilon adds runs up as if all their settings had been fixed in advance; what holds "
+            "whatever the reasons for a later run is the lifetime's limit, where there is one."
+        )
+
+
+def _row(row: HospitalStatement) -> tuple[str, ...]:
+    return (
+        row.id if row.private else f"{row.id} (NOT PRIVATE)",
+        str(row.nominal_units),
+        f"{row.sample_rate:g}",
+        f"{row.noise_multiplier:.4g}",
+        f"{row.clip_norm:g}",
+        f"{row.steps_charged} of {row.steps_planned}",
+        str(row.steps_reserved_for_retries),
+        f"{row.epsilon_run:.3f}",
+        f"{row.epsilon_spent:.3f}",
+        f"{row.epsilon_allowed:g}",
+        "none" if row.lifetime_cap is None else f"{row.lifetime_cap:g}",
+        f"{row.delta:g}",
+    )
+
+
+def _curve(statement: PrivacyStatement) -> Section:
+    deltas = [point.delta for point in statement.hospitals[0].curve]
+    rows = ((row.id, *(f"{point.epsilon:.3f}" for point in row.curve)) for row in statement.hospitals)
+    return Section(
+        "The whole trade-off",
+        ("Lifetime epsilon for other choices of delta.",),
+        table=(("hospital", *(f"delta {delta:g}" for delta in deltas)), *rows),
+    )
+
+
+def _composed(statement: PrivacyStatement) -> Section | None:
+    if not statement.composed:
+        return Section(
+            "Patients at several hospitals",
+            ("None were declared. With images at several hospitals, a patient's epsilon is larger than any row's.",),
+        )
+    return Section(
+        "Patients at several hospitals",
+        items=tuple(
+            f"with images at {', '.join(each.hospitals)}: epsilon {each.epsilon:.3f} at delta {each.delta:g}"
+            for each in statement.composed
+        ),
+    )
+
+
+def _final_model(statement: PrivacyStatement) -> Section | None:
+    if statement.final_model is None:
+        return None
+    bound = statement.final_model
+    return Section(
+        "For users of the final model only",
+        (f"Under the assumptions listed, epsilon is at most {bound.epsilon:.3f} at delta {bound.delta:g}.",),
+        items=bound.assumes,
+    )
+
+
+def _audits(statement: PrivacyStatement) -> Section:
+    if not statement.audits:
+        return Section("What attacks showed", ("No audit has been run.",))
+    return Section(
+        "What attacks showed",
+        items=tuple(
+            f"{each.audit}: epsilon is at least {each.lower_bound:.3g} ({each.confidence:.0%} confidence); "
+            f"the attack could have shown up to {each.ceiling:.3g}"
+            for each in statement.audits
+        ),
+    )
+
+
+def _conduct(statement: PrivacyStatement) -> Iterator[Section]:
+    yield Section(
+        "How it was done",
+        items=(
+            f"unit: {statement.unit}, at most {statement.contribution_cap}",
+            f"neighbouring data sets: {statement.adjacency}",
+            f"mechanism: {statement.mechanism}",
+            f"sampler: {statement.sampler}",
+            f"accountant: {statement.accountant} ({statement.accountant_version}), privfm {statement.privfm_version}",
+            f"randomness: {statement.randomness}",
+        ),
+    )
+    yield Section("Who has to be trusted", items=statement.trust_model)
+    yield Section("What was released", items=statement.releases)
+    yield Section("Every time the data was touched", items=statement.data_touches)
+    yield _list_or_none("Runs made to choose settings", statement.tuning_runs)
+    yield _list_or_none("Public data used", statement.public_data)
+
+
+def _list_or_none(title: str, items: tuple[str, ...]) -> Section:
+    return Section(title, items=items) if items else Section(title, ("None.",))
