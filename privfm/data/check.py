@@ -58,6 +58,7 @@ class DataReport:
         sizes: images of each size, as "width x height", the commonest ten.
         modes: images of each way of storing pixels.
         problems: what training refuses, one line each.
+        blank: images that show nothing and are accepted all the same, as the last slices of a series.
         passed_over: how many files are of no kind that is read.
         identifier_warnings: doubts that the ids are persons.
         shared_patients: patient ids at more than one hospital, and where.
@@ -75,6 +76,7 @@ class DataReport:
     sizes: dict[str, int]
     modes: dict[str, int]
     problems: tuple[str, ...]
+    blank: tuple[str, ...]
     passed_over: int
     identifier_warnings: tuple[str, ...]
     shared_patients: dict[str, tuple[str, ...]]
@@ -97,6 +99,7 @@ class _Look:
 
     hash: np.uint64
     thumbnail: NDArray[np.float32]
+    blank: bool = False
     problem: str | None = None
 
 
@@ -129,6 +132,7 @@ def check_folder(path: Path, *, threads: int = 4) -> DataReport:
         sizes=dict(Counter(f"{entry.width} x {entry.height}" for entry in entries).most_common(10)),
         modes=dict(Counter(entry.mode for entry in entries).most_common()),
         problems=(*listing.complaints, *dict.fromkeys(look.problem for look in looks if look.problem)),
+        blank=tuple(_place(listing.entries[index]) for index in readable if looks[index].blank),
         passed_over=len(listing.passed_over),
         identifier_warnings=identifier_warnings(images_of),
         shared_patients=_shared(entries),
@@ -141,8 +145,8 @@ def _look(listing: Listing, entry: Entry) -> _Look:
     try:
         image = to_channels(listing.decode(entry.frame, _SIDE), 1)[0]
     except DataError as error:
-        return _Look(np.uint64(0), np.empty(0, np.float32), str(error))
-    return _Look(difference_hash(image), thumbnail(image))
+        return _Look(np.uint64(0), np.empty(0, np.float32), problem=str(error))
+    return _Look(difference_hash(image), thumbnail(image), blank=bool((image == image.flat[0]).all()))
 
 
 def _repeated(entries: list[Entry], looks: list[_Look]) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
-from privfm.data.decoding import MAX_PAGES, MAX_PIXELS, refuse_blank, to_unit_range
+from privfm.data.decoding import MAX_PAGES, MAX_PIXELS, to_unit_range
 from privfm.data.folder import stays_inside
 from privfm.data.listing import Entry, Listing, hospital_complaint, patient_complaint, visible_files
 from privfm.data.pixels import Frame
@@ -89,18 +89,19 @@ def scan_dicom(root: Path) -> Listing:
         entries += found
         if not found:
             passed_over.append(path)
-    return Listing(
-        root, "dicom", tuple(_without_patient_folders(entries)), tuple(complaints), read_dicom, tuple(passed_over)
-    )
+    entries = _without_patient_folders(entries)
+    complaints += _outside_hospitals(entries)
+    return Listing(root, "dicom", tuple(entries), tuple(complaints), read_dicom, tuple(passed_over))
 
 
 def read_dicom(frame: Frame, side: int) -> Float32[np.ndarray, "channels height width"]:
     """One frame as shown: rescaled, windowed, MONOCHROME1 inverted, palettes and YBR turned into red, green and blue.
 
-    Where the file gives no window, values are stretched between their extremes.
+    Where the file gives no window, values are stretched between their extremes. A blank slice is no error: series end
+    in them, and a window can leave nothing of a slice.
 
     Raises:
-        DataError: naming the file, when it cannot be read or its single image shows nothing.
+        DataError: naming the file, when it cannot be read.
     """
     pydicom = _pydicom()
     from pydicom.errors import InvalidDicomError
@@ -111,7 +112,7 @@ def read_dicom(frame: Frame, side: int) -> Float32[np.ndarray, "channels height 
         pixels = _shown(stored, ds, frame.index)
     except (*_DAMAGE, InvalidDicomError) as error:
         raise _undecodable(frame.path, error) from error
-    return refuse_blank(pixels, frame)
+    return pixels
 
 
 def _pydicom() -> ModuleType:
@@ -143,12 +144,12 @@ def _file_entries(root: Path, path: Path) -> list[Entry]:
             return []
         frames = int(ds.get("NumberOfFrames") or 1)
         width, height = int(ds.Columns), int(ds.Rows)
+        patient = str(ds.get("PatientID") or "").strip()
         mode = f"{ds.get('PhotometricInterpretation', 'unknown')} {ds.get('BitsStored', '?')} bit"
     except (*_DAMAGE, InvalidDicomError) as error:
         raise _undecodable(path, error) from error
     if not 0 < width * height <= MAX_PIXELS or not 0 < frames <= MAX_PAGES:
         raise DataError(f"{path}: {frames:,} frames of {width}x{height} pixels are more than can be read; leave it out")
-    patient = str(ds.get("PatientID") or "").strip()
     hospital = _hospital(root, path)
     complaint = patient_complaint(patient) or (hospital_complaint(hospital) if hospital else None)
     if complaint:
@@ -162,12 +163,21 @@ def _hospital(root: Path, path: Path) -> str | None:
 
 
 def _without_patient_folders(entries: list[Entry]) -> list[Entry]:
-    patients: dict[str | None, set[str]] = defaultdict(set)
+    patients: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
-        patients[entry.hospital].add(entry.patient)
+        if entry.hospital is not None:
+            patients[entry.hospital].add(entry.patient)
     if len(patients) > 1 and all(len(names) == 1 for names in patients.values()):
         return [replace(entry, hospital=None) for entry in entries]
     return entries
+
+
+def _outside_hospitals(entries: list[Entry]) -> list[str]:
+    inside = next((entry for entry in entries if entry.hospital is not None), None)
+    outside = dict.fromkeys(entry.frame.path for entry in entries if entry.hospital is None)
+    if inside is None:
+        return []
+    return [f"{path}: lies in no hospital's folder, as others do in {inside.hospital}; move it" for path in outside]
 
 
 def _shown(stored: NDArray[Any], ds: Any, index: int) -> NDArray[np.float32]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -152,3 +154,9 @@ def test_luminance_weighs_green_most() -> None:
 def test_channels_that_cannot_be_made_are_refused() -> None:
     with pytest.raises(ValueError, match="channels=3 from 2"):
         to_channels(np.zeros((2, 4, 4), np.float32), 3)
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, privfm.data; print([m for m in ('torch', 'skimage', 'sklearn', 'pydicom') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
