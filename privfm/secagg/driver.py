@@ -121,8 +121,6 @@ class Client:
         """
         state, self._state = self._state, None
         if not isinstance(state, kind):
-            asked, due = _STAGE_FROM[kind], _STAGE_FROM.get(type(state))
-            raise ProtocolError(
-                f"asked to {asked}, {f'where {due} is due' if due else 'after the end'}", (COORDINATOR,)
-            )
+            due = _STAGE_FROM.get(type(state), "nothing")
+            raise ProtocolError(f"asked to {_STAGE_FROM[kind]}, due is {due}", (COORDINATOR,))
         return state

@@ -122,6 +122,7 @@ class Coordinator:
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.secret = entropy("coordinator")
+        self.agreed: server.Agreed | None = None
 
     def cohorts(self, packages: Mail) -> Mail:
         self.advertised, mail = server.advertise(self.rig.spec, packages, entropy=self.secret)
@@ -139,8 +140,9 @@ class Coordinator:
         self.agreed, mail = server.agree(self.masked, agreements)
         return mail
 
-    def outcome(self, reveals: Mail) -> server.Outcome:
-        return server.unmask(self.agreed, reveals)
+    def outcome(self, reveals: Mail) -> server.Outcome | None:
+        """The sum; none for a coordinator that left the protocol's path."""
+        return server.unmask(self.agreed, reveals) if self.agreed else None
 
 
 class Hospital:
