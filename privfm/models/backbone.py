@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from privfm.errors import ModelError
 from privfm.models.creation import MODEL_FAULTS, create_timm, first_line
 from privfm.models.grad_samplers import register_rules
+from privfm.models.inplace import OutOfPlace
 from privfm.models.preparation import prepare
+from privfm.models.soundness import Verdict, examine
 from privfm.models.spec import BackboneSpec
 from privfm.models.torchvision_shim import timm
 
@@ -41,30 +43,41 @@ class Backbone(nn.Module):
 
     timm: Any  # a timm model: an nn.Module whose further attributes differ by family
 
-    def __init__(self, network: nn.Module, spec: BackboneSpec, model_args: dict[str, Any], notes: list[str]) -> None:
+    def __init__(
+        self, network: nn.Module, spec: BackboneSpec, model_args: dict[str, Any], notes: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.timm = network
         self.spec = spec
         self.model_args = model_args
-        self.notes = tuple(notes)
+        self.notes = notes
         self.drops_tokens = _is_plain_vit(network)
-        self.fixed = frozenset(name for name, value in self.named_parameters() if not value.requires_grad)
         with torch.no_grad():
             blank = torch.zeros(1, spec.channels, spec.image_size, spec.image_size)
             self.width = int(self.features(blank).shape[1])
             self.map_width, *grid = self.feature_map(blank).shape[1:]
         self.grid = (int(grid[0]), int(grid[1]))
+        self.fixed: frozenset[str] = frozenset()
+
+    def fix(self, names: frozenset[str]) -> None:
+        """Take these parameters out of training for good."""
+        self.fixed |= names
+        for name, value in self.named_parameters():
+            if name in names:
+                value.requires_grad_(False)
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """One pooled feature per image."""
-        return cast(Tensor, self.timm(images))
+        with OutOfPlace():
+            return cast(Tensor, self.timm(images))
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.features(images)
 
     def feature_map(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows columns"]:
         """The features before pooling, on their grid."""
-        return self._as_map(self.timm.forward_features(images))
+        with OutOfPlace():
+            return self._as_map(self.timm.forward_features(images))
 
     def tokens(
         self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b kept"] | None = None
@@ -116,14 +129,28 @@ def build_backbone(spec: BackboneSpec, seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network, arguments = create_timm(spec)
-        notes = prepare(network)
+    notes = prepare(network)
+    backbone = _wrap(network, spec, arguments, notes)
+    if spec not in _VERDICTS:
+        _VERDICTS[spec] = examine(backbone, (spec.channels, spec.image_size, spec.image_size), spec.name)
+    unreachable = _VERDICTS[spec].unreachable
+    loose = frozenset(name for name, value in backbone.named_parameters() if not value.requires_grad)
+    backbone.fix(loose | unreachable)
+    backbone.notes += tuple(f"{name}: fixed, hooks cannot collect its gradient" for name in sorted(unreachable))
+    return backbone
+
+
+#: What trying a model found, so that building it again costs nothing.
+_VERDICTS: dict[BackboneSpec, Verdict] = {}
+
+
+def _wrap(network: nn.Module, spec: BackboneSpec, arguments: dict[str, Any], notes: tuple[str, ...]) -> Backbone:
     try:
-        backbone = Backbone(network, spec, arguments, notes)
+        return Backbone(network, spec, arguments, notes)
     except MODEL_FAULTS as error:
         raise ModelError(
             f"backbone {spec.name}: does not run on {spec.image_size}-pixel images: {first_line(error)}"
         ) from error
-    return backbone
 
 
 def _is_plain_vit(network: nn.Module) -> bool:

@@ -34,7 +34,7 @@ MODEL_FAULTS = (
 #: Sound norms to put in the place of batch norm, in the order of preference.
 _NORMS = ("groupnorm", "groupnorm1", "layernorm2d", "layernorm")
 
-_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+_QUOTED = re.compile(r"'(\w+)'")
 
 
 def create_timm(spec: BackboneSpec) -> tuple[nn.Module, dict[str, Any]]:
@@ -115,24 +115,29 @@ def _wished(spec: BackboneSpec) -> dict[str, Any]:
 
 def _create(name: str, required: dict[str, Any], wished: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """Create with all required arguments and as many of the wished ones as the model takes."""
-    wished = dict(wished)
     while True:
         arguments = {**required, **wished}
         try:
             return timm.create_model(name, pretrained=False, **arguments), arguments
         except MODEL_FAULTS as error:
-            refused = _UNEXPECTED.search(str(error))
-            if refused is None or refused[1] not in wished:
-                raise ModelError(f"backbone {name}: {_explain(error, refused, required)}") from error
-            del wished[refused[1]]
+            refused = _refused(error)
+            if not refused & set(wished):
+                raise ModelError(f"backbone {name}: {_explain(error, refused & set(required))}") from error
+            wished = {key: value for key, value in wished.items() if key not in refused}
 
 
-def _explain(error: Exception, refused: re.Match[str] | None, required: dict[str, Any]) -> str:
-    if refused is None or refused[1] not in required:
+def _refused(error: Exception) -> set[str]:
+    """The arguments that a constructor's complaint names."""
+    text = str(error)
+    return set(_QUOTED.findall(text)) if "unexpected keyword argument" in text else set()
+
+
+def _explain(error: Exception, refused: set[str]) -> str:
+    if not refused:
         return f"timm cannot build it with these sizes: {first_line(error)}"
     options = {"embed_dim": "width", "num_heads": "heads", "in_chans": "channels"}
-    key = options.get(refused[1], refused[1])
-    return f"it takes no {key}; leave {key} out or choose another backbone"
+    keys = ", ".join(sorted(options.get(key, key) for key in refused))
+    return f"it takes no {keys}; leave {keys} out or choose another backbone"
 
 
 def _runs(network: nn.Module, spec: BackboneSpec) -> bool:

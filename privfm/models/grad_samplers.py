@@ -59,7 +59,7 @@ def group_norm(layer: nn.GroupNorm, activations: list[Tensor], backprops: Tensor
 def layer_scale(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
     """Gradients of a factor per channel, the last dimension."""
     product = activations[0] * backprops
-    return {layer.gamma: product.sum(dim=tuple(range(1, product.dim() - 1)))}
+    return {layer.gamma: _summed(product, tuple(range(1, product.dim() - 1)))}
 
 
 #: The rule for each layer type, looked up by exact type.
@@ -87,10 +87,14 @@ def _affine(
     """Gradients of a scale and a shift, per sample in dimension 0; `summed` are the dimensions they do not have."""
     samples: dict[Tensor, Tensor] = {}
     if layer.weight is not None and layer.weight.requires_grad:
-        samples[layer.weight] = (normalised * backprops).sum(dim=summed)
+        samples[layer.weight] = _summed(normalised * backprops, summed)
     if layer.bias is not None and layer.bias.requires_grad:
-        samples[layer.bias] = backprops.sum(dim=summed)
+        samples[layer.bias] = _summed(backprops, summed)
     return samples
+
+
+def _summed(values: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+    return values.sum(dim=dimensions) if dimensions else values  # an empty tuple would mean all dimensions
 
 
 def _columns(layer: nn.Conv2d, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from privfm.models.positions import sincos_positions
 __all__ = ["prepare"]
 
 
-def prepare(network: nn.Module) -> list[str]:
+def prepare(network: nn.Module) -> tuple[str, ...]:
     """Switch off what is random or in place, fix parameters that no layer owns, and say so in one line each.
 
     A parameter that sits on a module with further parametrised modules below it (a position embedding, a class
@@ -31,7 +31,7 @@ def _quieten(network: nn.Module) -> None:
             module.drop_prob = 0.0  # type: ignore[assignment]
 
 
-def _fix_loose_parameters(network: nn.Module) -> list[str]:
+def _fix_loose_parameters(network: nn.Module) -> tuple[str, ...]:
     notes: dict[str, str] = {}
     for module in network.modules():
         own = dict(module.named_parameters(recurse=False))
@@ -40,7 +40,7 @@ def _fix_loose_parameters(network: nn.Module) -> list[str]:
         for name, parameter in own.items():
             parameter.requires_grad_(False)
             notes[name] = f"{name}: {_settle(module, name, parameter)}"
-    return list(notes.values())
+    return tuple(notes.values())
 
 
 def _settle(module: nn.Module, name: str, parameter: nn.Parameter) -> str:

@@ -55,9 +55,15 @@ class MaskedAutoEncoding:
         """The backbone with a freshly drawn decoder."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            network: _Masked
             if backbone.drops_tokens:
-                return TokenDroppingNetwork(backbone, self.decoder_width, self.decoder_depth, self.decoder_heads)
-            return PixelMaskingNetwork(backbone)
+                network = TokenDroppingNetwork(backbone, self.decoder_width, self.decoder_depth, self.decoder_heads)
+            else:
+                network = PixelMaskingNetwork(backbone)
+            spec = backbone.spec
+            noise = torch.randn(1, 1, spec.channels, spec.image_size, spec.image_size)
+        network.fix_unused(self.unit_losses(network, noise, [np.random.default_rng(0)]).sum())
+        return network
 
     def unit_losses(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -27,10 +28,15 @@ class Network(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
+        self.fixed = frozenset(f"backbone.{name}" for name in backbone.fixed)
 
-    @property
-    def fixed(self) -> frozenset[str]:
-        return frozenset(f"backbone.{name}" for name in self.backbone.fixed)
+    def fix_unused(self, loss: Tensor) -> None:
+        """Take the parameters that this loss does not depend on out of training, such as a norm before a classifier."""
+        names, values = zip(*((n, v) for n, v in self.named_parameters() if v.requires_grad), strict=True)
+        gradients = torch.autograd.grad(loss, values, allow_unused=True)
+        self.fixed |= {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
+        for name, value in self.named_parameters():
+            value.requires_grad_(name not in self.fixed)
 
 
 @runtime_checkable
