@@ -65,6 +65,9 @@ class DataPlan(Section):
     held_out: float = Field(
         default=0.25, ge=0, lt=1, description="share of patients kept out of training for the probe"
     )
+    nominal_units: int | None = Field(
+        default=None, ge=1, le=100_000_000, description="declared units of every hospital, unless it has its own"
+    )
     max_hospitals_per_patient: int = Field(default=1, ge=1, le=100, description="above 1: their spending is composed")
 
 
@@ -160,7 +163,7 @@ class PerformancePlan(Section):
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", description="auto, cpu or cuda")
     threads: int | None = Field(default=None, ge=1, le=1024, description="threads of torch; default all cores")
-    micro_batch: int = Field(default=64, ge=1, description="units whose gradients are held at a time")
+    micro_batch: int | None = Field(default=None, ge=1, description="units at a time; default what memory allows")
 
 
 class Plan(Section):

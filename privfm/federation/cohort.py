@@ -1,0 +1,104 @@
+"""Which images each hospital of a run has, and which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from privfm.data import ImageSet, hold_out, load_images, split_by_hospital
+from privfm.errors import DataError, PlanError
+from privfm.ids import HospitalId
+from privfm.plan import Plan
+
+__all__ = ["DEFAULT_NOMINAL_UNITS", "Cohort", "gather_cohort"]
+
+DEFAULT_NOMINAL_UNITS = 50
+"""Declared for every hospital when nobody declares anything: a constant, so that it says nothing about anyone."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The images of a run.
+
+    Args:
+        images: each hospital's images to train on.
+        nominal_units: each hospital's declared number of units.
+        probe_fit: labelled images that the linear probe is fitted on; None when the probe is off.
+        probe_test: labelled images of held-out patients that it is scored on; None when the probe is off.
+        assumed: whether `nominal_units` is the default constant.
+    """
+
+    images: Mapping[HospitalId, ImageSet]
+    nominal_units: Mapping[HospitalId, int]
+    probe_fit: ImageSet | None
+    probe_test: ImageSet | None
+    assumed: bool
+
+
+def gather_cohort(plan: Plan) -> Cohort:
+    """Return the plan's images, spread over hospitals.
+
+    Built-in images are nobody's, so their split is public, sets the declared numbers, and the probe is fitted on the
+    training patients. Of one's own images the declared numbers are constants, and the probe, when it is asked for,
+    sees held-out patients only.
+
+    Raises:
+        DataError: images cannot be read, or do not suffice.
+        PlanError: the plan names other hospitals than the images have.
+    """
+    data = plan.data
+    whole = load_images(
+        data.source,
+        image_size=data.image_size,
+        channels=data.channels,
+        unit=plan.privacy.unit,
+        seed=plan.seed,
+        patients=data.patients,
+    )
+    train, fit, test = _hold_out(plan, whole)
+    split = split_by_hospital(
+        train,
+        data.hospitals,
+        alpha=data.dirichlet_alpha,
+        min_patients=data.min_patients,
+        seed=plan.seed,
+        allow_shared=data.max_hospitals_per_patient > 1,
+    )
+    _check_names(plan, split)
+    builtin = _builtin(whole)
+    assumed = data.nominal_units is None and not plan.hospitals and not builtin
+    return Cohort(split, _nominal_units(plan, split, builtin), fit, test, assumed)
+
+
+def _builtin(images: ImageSet) -> bool:
+    return images.public or images.synthetic
+
+
+def _hold_out(plan: Plan, whole: ImageSet) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
+    """Return images to train on, to fit the probe on, and to score it on."""
+    builtin, wanted = _builtin(whole), plan.evaluation.probe
+    if wanted is None:
+        wanted = builtin and whole.labels is not None
+    if not wanted or plan.data.held_out == 0:
+        return whole, None, None
+    if whole.labels is None:
+        raise DataError(f"{plan.data.source}: has no labels to probe with; leave out --probe or add a label column")
+    train, held_out = hold_out(whole, plan.data.held_out, plan.seed)
+    if builtin:
+        return train, train, held_out
+    fit, test = hold_out(held_out, 0.5, plan.seed)
+    return train, fit, test
+
+
+def _check_names(plan: Plan, split: Mapping[HospitalId, ImageSet]) -> None:
+    named, found = {hospital.id for hospital in plan.hospitals}, {str(name) for name in split}
+    if plan.hospitals and named != found:
+        odd = ", ".join(sorted(named ^ found))
+        raise PlanError(f"hospitals: the plan and {plan.data.source} do not name the same ones; see {odd}")
+
+
+def _nominal_units(plan: Plan, split: Mapping[HospitalId, ImageSet], builtin: bool) -> dict[HospitalId, int]:
+    declared = plan.data.nominal_units
+    if declared is None and builtin:
+        return {name: len(images.patients) for name, images in split.items()}
+    return dict.fromkeys(split, declared or DEFAULT_NOMINAL_UNITS)

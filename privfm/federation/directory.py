@@ -1,0 +1,150 @@
+"""What a run keeps on disk, and in which order, so that a crash at any moment can be resumed from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from privfm.errors import InputError, RunError
+from privfm.federation.records import RoundRecord
+from privfm.files import write_atomic
+from privfm.plan import Plan, parse_plan, read_plan
+
+__all__ = ["Checkpoint", "RunDirectory", "check_free", "new_run"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run stands between two rounds.
+
+    Args:
+        rounds: finished ones.
+        model: trainable parameters of the global model.
+        strategy: the server optimiser's state.
+    """
+
+    rounds: int
+    model: Float[Tensor, " parameters"]
+    strategy: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run's folder. Files are written whole or not at all; the checkpoint decides which rounds are finished."""
+
+    root: Path
+
+    @classmethod
+    def existing(cls, root: Path) -> RunDirectory:
+        """Return the folder of a run; InputError when there is none."""
+        if not (root / "run.json").is_file():
+            raise InputError(f"{root}: not a run's folder (no run.json); give the folder that `privfm train` wrote")
+        return cls(root)
+
+    @property
+    def plan(self) -> Plan:
+        return parse_plan(read_plan(self.root / "plan.toml"), str(self.root / "plan.toml"))
+
+    def ledger(self, hospital: str) -> Path:
+        return self.root / "ledgers" / f"{hospital}.sqlite"
+
+    def own(self, hospital: str) -> Path:
+        """Return the folder of what a hospital keeps to itself."""
+        return self.root / "hospitals" / hospital
+
+    def write_json(self, name: str, content: Any) -> None:
+        write_atomic(self.root / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        path = self.root / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({type(error).__name__}); the run's folder is damaged") from None
+
+    def next_attempt(self, number: int, *, anew: bool = False) -> tuple[int, int]:
+        """Return the attempt and generation with which to announce round `number`, counted durably before use.
+
+        Args:
+            number: the round.
+            anew: whether hospitals are to compute it again rather than mask what they stored.
+        """
+        last = self.read_json("attempt.json") if (self.root / "attempt.json").exists() else {}
+        same = last.get("round") == number
+        attempt = last["attempt"] + 1 if same else 0
+        generation = last["generation"] + anew if same else 0
+        self.write_json("attempt.json", {"round": number, "attempt": attempt, "generation": generation})
+        return attempt, generation
+
+    def records(self) -> list[RoundRecord]:
+        """Return the records of finished rounds."""
+        path = self.root / "rounds.jsonl"
+        if not path.exists():
+            return []
+        try:
+            return [RoundRecord.from_json(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: cannot be read ({type(error).__name__}); the run's folder is damaged") from None
+
+    def finish_round(self, record: RoundRecord, checkpoint: Checkpoint) -> None:
+        """Make a round count: its record first, then the checkpoint, which alone decides."""
+        records = [*self.records()[: record.round - 1], record]
+        lines = "".join(json.dumps(each.to_json()) + "\n" for each in records)
+        write_atomic(self.root / "rounds.jsonl", lines.encode())
+        self.save_checkpoint(checkpoint)
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        tensors = {"model": checkpoint.model} | {f"strategy.{k}": v for k, v in checkpoint.strategy.items()}
+        content = save({k: v.contiguous() for k, v in tensors.items()}, {"rounds": str(checkpoint.rounds)})
+        write_atomic(self.root / "checkpoint.safetensors", content)
+
+    def load_checkpoint(self) -> Checkpoint:
+        path = self.root / "checkpoint.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                rounds = int(file.metadata()["rounds"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({type(error).__name__}); the run's folder is damaged") from None
+        prefix = "strategy."
+        strategy = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        return Checkpoint(rounds, tensors["model"].to(torch.float32), strategy)
+
+
+@contextmanager
+def new_run(root: Path) -> Iterator[RunDirectory]:
+    """Lay out a run's folder beside its place and move it there when the block ends, so that it is whole or not there.
+
+    Raises:
+        InputError: something is at `root` already.
+    """
+    check_free(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
+    try:
+        draft.chmod(0o755)
+        (draft / "ledgers").mkdir()
+        (draft / "hospitals").mkdir()
+        yield RunDirectory(draft)
+        draft.rename(root)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def check_free(root: Path) -> None:
+    """Raise InputError when there is something at `root`."""
+    if root.exists():
+        raise InputError(f"--out {root}: exists already; add --resume to go on with it, or name another folder")

@@ -1,0 +1,53 @@
+"""Where training starts: on procedural images that are nobody's, from scratch, or from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from privfm.federation.network import Learner, backbone_spec, build_learner
+from privfm.federation.observer import Observer
+from privfm.federation.pretraining import public_initialisation
+from privfm.models import load_checkpoint
+from privfm.plan import Plan
+
+__all__ = ["Start", "initialise"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The network that round 1 starts from.
+
+    Args:
+        learner: with initial weights.
+        public_data: what it was trained on before, one sentence each; for the statement.
+        notes: what had to be adapted, one line each.
+    """
+
+    learner: Learner
+    public_data: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def initialise(plan: Plan, observer: Observer) -> Start:
+    """Return the plan's network at its start.
+
+    Raises:
+        ModelError: the backbone, or the checkpoint that the plan names, will not do.
+    """
+    learner = build_learner(plan)
+    match plan.model.init:
+        case "scratch":
+            return Start(learner, (), learner.network.backbone.notes)
+        case "public":
+            return _public(plan, learner, observer)
+        case file:
+            notes = load_checkpoint(learner.network.backbone, Path(file))
+            told = f"initial weights read from {Path(file).name}; what they were trained on is not known to privfm"
+            return Start(learner, (told,), (*learner.network.backbone.notes, *notes))
+
+
+def _public(plan: Plan, learner: Learner, observer: Observer) -> Start:
+    state, provenance = public_initialisation(backbone_spec(plan), learner.objective, seed=plan.seed)
+    learner.network.load_state_dict(state, strict=True)
+    return Start(learner, (provenance.sentence,), learner.network.backbone.notes)

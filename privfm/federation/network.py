@@ -1,0 +1,109 @@
+"""The network that a plan describes: built, initialised, flattened, stored and read back."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtyping import Float
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from privfm.errors import RunError
+from privfm.files import write_atomic
+from privfm.models import BackboneSpec, build_backbone, set_trainable
+from privfm.objectives import Network, Objective, get_objective
+from privfm.plan import Plan, parse_plan, read_plan
+
+__all__ = [
+    "Learner",
+    "backbone_spec",
+    "build_learner",
+    "load_network",
+    "network_hash",
+    "save_network",
+    "trained",
+    "write_trained",
+]
+
+
+class Learner(NamedTuple):
+    """A network, the objective that trains it, and the plan that describes both."""
+
+    network: Network
+    objective: Objective
+    plan: Plan
+
+
+def backbone_spec(plan: Plan) -> BackboneSpec:
+    """Return the backbone that the plan names, at the plan's image size."""
+    model, data = plan.model, plan.data
+    return BackboneSpec(
+        name=model.backbone,
+        image_size=data.image_size,
+        patch_size=model.patch_size,
+        channels=data.channels,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+    )
+
+
+def build_learner(plan: Plan) -> Learner:
+    """Return the plan's network with freshly drawn weights (seeded, public), its trainable parts marked.
+
+    Raises:
+        ModelError: the backbone is unknown or cannot be made sound.
+        PlanError: the objective or the trainable part does not exist.
+    """
+    objective = get_objective(plan.objective.name, mask_ratio=plan.objective.mask_ratio)
+    network = objective.build(build_backbone(backbone_spec(plan), plan.seed), plan.seed)
+    # A head that a public start trained may stay as it is; any other has learnt nothing yet.
+    set_trainable(network, plan.model.trainable, train_head=None if plan.model.init == "public" else True)
+    return Learner(network, objective, plan)
+
+
+def trained(network: nn.Module) -> Float[Tensor, " parameters"]:
+    """Return the trainable parameters as one float32 vector on the CPU."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return parameters_to_vector(parameters).detach().float().cpu()
+
+
+def write_trained(network: nn.Module, vector: Float[Tensor, " parameters"]) -> None:
+    """Put a copy of `vector` into the trainable parameters."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    # Without the copy the parameters would be views of the caller's vector, and training would change it.
+    vector_to_parameters(vector.to(parameters[0].device, copy=True), parameters)
+
+
+def network_hash(network: nn.Module) -> bytes:
+    """Return the 32-byte SHA-256 of all weights, frozen ones included."""
+    return hashlib.sha256(_to_bytes(network)).digest()
+
+
+def save_network(network: nn.Module, path: Path) -> None:
+    """Write all weights, those of the objective's head included, as safetensors."""
+    write_atomic(path, _to_bytes(network))
+
+
+def load_network(directory: Path, name: str = "network.safetensors") -> Learner:
+    """Return the network that a run stored in its directory.
+
+    Raises:
+        PlanError: the run's plan is missing or damaged.
+        RunError: the file is missing or does not fit the plan.
+    """
+    plan_path = directory / "plan.toml"
+    learner = build_learner(parse_plan(read_plan(plan_path), str(plan_path)))
+    path = directory / name
+    try:
+        learner.network.load_state_dict(load(path.read_bytes()), strict=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read as the plan's network ({type(error).__name__})") from None
+    return learner
+
+
+def _to_bytes(network: nn.Module) -> bytes:
+    return save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})

@@ -1,0 +1,159 @@
+"""From a plan's few lines to every public number of a run, and to the values that mechanism and masking need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from privfm.dp.accounting import epsilon
+from privfm.dp.calibration import calibrate_noise
+from privfm.dp.mechanism import StepMechanism
+from privfm.errors import PlanError
+from privfm.federation.announcement import Announcement
+from privfm.ids import HospitalId
+from privfm.plan import HospitalPlan, Plan, SecAggPlan
+from privfm.secagg import Roster, RoundSpec, VectorSpec, largest_max_corrupt, smallest_threshold
+
+__all__ = [
+    "complete_plan",
+    "mechanism_of",
+    "round_spec",
+    "threshold_of",
+    "update_weight",
+    "vector_spec",
+]
+
+NOISE_TAIL = 9.0
+"""Standard deviations of noise that the clamp leaves room for; beyond lies 2e-19 of the mass."""
+
+ADAM_STEP = 4.0
+"""No Adam step with the usual moments is longer than that many learning rates (Kingma & Ba 2015, section 2.1)."""
+
+
+def complete_plan(plan: Plan, nominal_units: Mapping[HospitalId, int]) -> Plan:
+    """Return the plan with hospitals, noise multipliers, threshold and clamp filled in.
+
+    Args:
+        plan: what a person asked for. Its own hospitals, where it has some, take precedence.
+        nominal_units: declared number of units of each hospital, when the plan names no hospitals.
+
+    Raises:
+        PlanError: a noise multiplier would spend more than allowed, or the cohort cannot meet the masking's rules.
+    """
+    declared = plan.hospitals or tuple(HospitalPlan(id=name, nominal_units=n) for name, n in nominal_units.items())
+    hospitals = tuple(sorted((_with_noise(plan, hospital) for hospital in declared), key=lambda each: each.id))
+    whole = plan.model_copy(update={"hospitals": hospitals})
+    secagg = whole.secagg.model_copy(update={"threshold": threshold_of(whole), "clamp": _clamp(whole)})
+    return Plan.model_validate(whole.model_copy(update={"secagg": secagg}).model_dump())
+
+
+def _with_noise(plan: Plan, hospital: HospitalPlan) -> HospitalPlan:
+    """Return the hospital with a noise multiplier that keeps it within its epsilon, retries included."""
+    allowed, rate = plan.epsilon(hospital), plan.sample_rate(hospital)
+    if hospital.noise_multiplier is None:
+        noise = calibrate_noise(epsilon=allowed, delta=plan.privacy.delta, sample_rate=rate, steps=plan.reserved_steps)
+        return hospital.model_copy(update={"noise_multiplier": noise})
+    spent = epsilon([mechanism_of(plan, hospital).event(plan.reserved_steps)], plan.privacy.delta)
+    if spent > allowed:
+        raise PlanError(
+            f"hospitals: {hospital.id}: noise_multiplier {hospital.noise_multiplier} would spend epsilon "
+            f"{spent:.3f} of {allowed:g}; leave it out to have it computed"
+        )
+    return hospital
+
+
+def mechanism_of(plan: Plan, hospital: HospitalPlan) -> StepMechanism:
+    """Return the mechanism of every noisy step of `hospital`; ValueError before the plan is complete."""
+    if hospital.noise_multiplier is None:
+        raise ValueError(f"hospital {hospital.id!r} has no noise_multiplier; complete the plan first")
+    return StepMechanism(
+        sample_rate=plan.sample_rate(hospital),
+        nominal_units=hospital.nominal_units,
+        clip_norm=plan.privacy.clip_norm,
+        noise_multiplier=hospital.noise_multiplier,
+    )
+
+
+def update_weight(plan: Plan, hospital: HospitalPlan) -> float:
+    """Return the hospital's public weight in the average: its nominal units over the mean of all hospitals'."""
+    return hospital.nominal_units * len(plan.hospitals) / sum(each.nominal_units for each in plan.hospitals)
+
+
+def threshold_of(plan: Plan) -> int:
+    """Return how many hospitals must answer every stage; PlanError when no hospital would agree to it."""
+    cohort, asked = len(plan.hospitals), plan.secagg.threshold
+    if cohort < 3:
+        raise PlanError(
+            f"hospitals: {cohort} given; secure aggregation needs at least 3, or a sum shows one to another"
+        )
+    threshold = asked if asked is not None else _safe_threshold(cohort, plan.secagg.max_corrupt)
+    if not smallest_threshold(cohort) <= threshold <= cohort:
+        raise PlanError(
+            f"secagg.threshold: {threshold} of {cohort} hospitals; take {smallest_threshold(cohort)} to {cohort}"
+        )
+    if plan.secagg.max_corrupt > largest_max_corrupt(cohort, threshold):
+        raise PlanError(
+            f"secagg.max_corrupt: {plan.secagg.max_corrupt} with {cohort} hospitals and threshold {threshold}; at most "
+            f"{largest_max_corrupt(cohort, threshold)} can be withstood"
+        )
+    return threshold
+
+
+def _safe_threshold(cohort: int, max_corrupt: int) -> int:
+    """Return the least threshold that withstands `max_corrupt`, or the cohort when none does."""
+    fitting = (t for t in range(smallest_threshold(cohort), cohort) if largest_max_corrupt(cohort, t) >= max_corrupt)
+    return next(fitting, cohort)
+
+
+def _clamp(plan: Plan) -> float:
+    """Return the range of one value of a weighted update, from public numbers alone."""
+    if plan.secagg.clamp is not None:
+        return plan.secagg.clamp
+    widest = max(update_weight(plan, hospital) * _reach(plan, hospital) for hospital in plan.hospitals)
+    return float(f"{widest:.3g}")
+
+
+def _reach(plan: Plan, hospital: HospitalPlan) -> float:
+    """Return how far one weight can move in a round, noise included."""
+    steps, rate = plan.federation.local_steps, plan.optimizer.learning_rate
+    decay = 10 * rate * steps * plan.optimizer.weight_decay
+    if plan.optimizer.name == "adam":
+        return ADAM_STEP * rate * steps + decay
+    mechanism = mechanism_of(plan, hospital)
+    noise = NOISE_TAIL * math.sqrt(steps) * mechanism.noise_multiplier / mechanism.divisor
+    return rate * mechanism.clip_norm * (noise + 2 * steps) + decay
+
+
+def vector_spec(plan: Plan, parameters: int) -> VectorSpec:
+    """Return how an update of `parameters` values becomes integers; PlanError when the ring is too small."""
+    if plan.secagg.clamp is None:
+        raise ValueError("the plan has no clamp; complete it first")
+    try:
+        return VectorSpec.fit(
+            "update", parameters, plan.secagg.clamp, clients=len(plan.hospitals), ring_bits=plan.secagg.modulus_bits
+        )
+    except ValueError as error:
+        raise PlanError(f"secagg.modulus_bits: {plan.secagg.modulus_bits} is too small: {error}") from None
+
+
+def round_spec(
+    plan: Plan, run: bytes, roster: Roster, announcement: Announcement, model: bytes, parameters: int
+) -> RoundSpec:
+    """Return the protocol's view of a round: what coordinator and hospitals must agree on, byte for byte."""
+    return RoundSpec(
+        run=run,
+        round=announcement.round,
+        attempt=announcement.attempt,
+        plan_hash=plan.hash(),
+        roster=roster,
+        model_hash=model,
+        vectors=(vector_spec(plan, parameters),),
+        cohort=announcement.cohort,
+        threshold=_need(plan.secagg),
+    )
+
+
+def _need(secagg: SecAggPlan) -> int:
+    if secagg.threshold is None:
+        raise ValueError("the plan has no threshold; complete it first")
+    return secagg.threshold

@@ -1,0 +1,118 @@
+"""A run's privacy statement, from its plan and its ledgers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import comb
+
+from privfm.dp.accounting import accountant_version
+from privfm.dp.ledger import Ledger
+from privfm.dp.statement import (
+    ComposedGuarantee,
+    HospitalStatement,
+    PrivacyStatement,
+    composed_guarantee,
+    hospital_statement,
+)
+from privfm.federation.planning import mechanism_of
+from privfm.plan import HospitalPlan, Plan
+
+__all__ = ["make_statement"]
+
+ACCOUNTANT = "pld"
+MAX_CHOICES = 200
+
+TRUST = (
+    "No trust in the coordinator, in other hospitals or in the masking is needed for the guarantee of a hospital's "
+    "patients: noise is added before anything leaves it.",
+    "An individual update stays hidden from the coordinator while no more hospitals than max_corrupt collude with it.",
+    "Each hospital trusts its own machine, its operating system's entropy and this software.",
+    "In a simulated run all hospitals share one process; the steps are the real ones, the separation is not.",
+)
+
+
+def make_statement(
+    plan: Plan, ledgers: Mapping[str, Ledger], *, run: str, private: bool, public_data: Sequence[str], probed: bool
+) -> PrivacyStatement:
+    """Return the statement of a finished run.
+
+    Args:
+        plan: complete.
+        ledgers: each hospital's, open.
+        run: the run's name, 32 hexadecimal digits.
+        private: False when coins were injected.
+        public_data: what the start was trained on.
+        probed: whether held-out patients' images were probed, outside the guarantee.
+    """
+    rows = tuple(_row(plan, hospital, ledgers[hospital.id], run, private) for hospital in plan.hospitals)
+    return PrivacyStatement(
+        run=run,
+        private=private,
+        unit=plan.privacy.unit,
+        contribution_cap=_contribution(plan),
+        hospitals=rows,
+        composed=_composed(plan, ledgers),
+        trust_model=TRUST,
+        releases=(
+            "Each round's update of each hospital, noised, quantised and masked; the coordinator learns the sum.",
+            "The global model after every round, and the final backbone.",
+            "Public keys, encrypted shares, signatures, and each ledger's length and newest hash.",
+        ),
+        data_touches=_touches(plan, probed=probed),
+        public_data=tuple(public_data),
+        randomness="operating system entropy through AES-256-CTR"
+        if private
+        else "NOT PRIVATE: coins were injected and can be replayed; no guarantee holds for this run",
+        accountant=ACCOUNTANT,
+        accountant_version=accountant_version(ACCOUNTANT),
+    )
+
+
+def _row(plan: Plan, hospital: HospitalPlan, ledger: Ledger, run: str, private: bool) -> HospitalStatement:
+    earlier = [event for record in ledger.runs() if record.declaration.run != run for event in record.events]
+    return hospital_statement(
+        hospital=hospital.id,
+        nominal_units=hospital.nominal_units,
+        clip_norm=plan.privacy.clip_norm,
+        event=mechanism_of(plan, hospital).event(plan.planned_steps),
+        charged=ledger.events(run),
+        earlier=earlier,
+        steps_reserved_for_retries=plan.reserved_steps - plan.planned_steps,
+        delta=plan.privacy.delta,
+        epsilon_allowed=plan.epsilon(hospital),
+        lifetime_cap=None if ledger.cap is None else ledger.cap.epsilon,
+        private=private and ledger.private,
+    )
+
+
+def _contribution(plan: Plan) -> str:
+    privacy = plan.privacy
+    return (
+        f"per step the mean gradient over {privacy.images_per_unit} images of a {privacy.unit} in {privacy.views} "
+        f"views each, clipped once to an L2 norm of {privacy.clip_norm:g}"
+    )
+
+
+def _composed(plan: Plan, ledgers: Mapping[str, Ledger]) -> tuple[ComposedGuarantee, ...]:
+    """Return the guarantee of a patient seen at as many hospitals as the plan declares, at the worst choice."""
+    places = min(plan.data.max_hospitals_per_patient, len(ledgers))
+    if places < 2:
+        return ()
+    spent = {name: ledger.events() for name, ledger in ledgers.items()}
+    # Beyond a few hundred choices the composition of all hospitals stands in: more events only cost more.
+    choices = [tuple(spent)] if comb(len(spent), places) > MAX_CHOICES else list(combinations(spent, places))
+    guarantees = [composed_guarantee({name: spent[name] for name in choice}, plan.privacy.delta) for choice in choices]
+    return (max(guarantees, key=lambda guarantee: guarantee.epsilon),)
+
+
+def _touches(plan: Plan, *, probed: bool) -> tuple[str, ...]:
+    touches = ["Training gradients, through the mechanism above; nothing else is computed from training images."]
+    if probed:
+        touches.append(
+            "Held-out patients' images and labels are read by the linear probe, in the clear and outside the guarantee."
+        )
+        if plan.data.source in ("tiles", "phantom"):
+            touches.append("The probe is fitted on the training images too; they are built in and nobody's.")
+    touches.append("Losses and counts are written to the hospital's own folder and go nowhere.")
+    return tuple(touches)

@@ -1,0 +1,215 @@
+"""A whole run: from a plan to a model, its ledgers and its privacy statement."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from privfm import __version__
+from privfm.dp.accounting import epsilon
+from privfm.errors import PlanError, ProtocolError
+from privfm.federation.cohort import DEFAULT_NOMINAL_UNITS, Cohort, gather_cohort
+from privfm.federation.control import noise_only
+from privfm.federation.coordinator import Coordinator
+from privfm.federation.directory import Checkpoint, RunDirectory, check_free, new_run
+from privfm.federation.engines.local import LocalEngine
+from privfm.federation.hospital import Hospital
+from privfm.federation.initialisation import Start, initialise
+from privfm.federation.network import Learner, load_network, save_network, trained, write_trained
+from privfm.federation.observer import Observer
+from privfm.federation.planning import complete_plan, mechanism_of
+from privfm.federation.probing import compare_by_probe
+from privfm.federation.records import HospitalResult, ProbeComparison, RunResult
+from privfm.federation.simulation import CoinsOf, found_federation, open_hospitals, system_coins
+from privfm.federation.stating import make_statement
+from privfm.files import write_atomic
+from privfm.ids import HospitalId
+from privfm.models import save_backbone
+from privfm.plan import Plan
+from privfm.secagg import Stage
+
+__all__ = ["train"]
+
+
+def train(
+    plan: Plan,
+    out: Path,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+    coins_of: CoinsOf = system_coins,
+) -> RunResult:
+    """Return the result of a federation of simulated hospitals, run in this process and kept in `out`.
+
+    Args:
+        plan: what to train; on resuming, the stored plan.
+        out: the run's folder; made here, unless the run is resumed.
+        resume: go on from the last finished round.
+        observer: hears of the progress.
+        coins_of: each hospital's secret randomness; anything but the default makes the run "not private".
+
+    Raises:
+        InputError: the plan, the images or `out` will not do; nothing was written.
+        BudgetExceeded: a ledger refuses a charge; the round's gradients were not computed.
+        ProtocolError: a round could not be finished within the plan's retries.
+        LedgerError, RunError: the run's folder is damaged.
+    """
+    observer, began = observer or Observer(), time.monotonic()
+    if plan.performance.threads:
+        torch.set_num_threads(plan.performance.threads)
+    if not resume:
+        check_free(out)
+    observer.stage(f"reading {plan.data.source}")
+    cohort = gather_cohort(plan)
+    if resume:
+        directory = RunDirectory.existing(out)
+        _check_same_plan(directory, plan)
+    else:
+        directory = _found(plan, cohort, out, observer, private=coins_of("").private)
+    return _Run(directory, plan if resume else directory.plan, cohort, observer, coins_of).finish(began)
+
+
+def _check_same_plan(directory: RunDirectory, plan: Plan) -> None:
+    if directory.plan.hash() != plan.hash():
+        raise PlanError(f"--resume: the plan is not the one that {directory.root} was begun with; leave plan flags out")
+
+
+def _found(plan: Plan, cohort: Cohort, out: Path, observer: Observer, *, private: bool) -> RunDirectory:
+    """Lay out a new run: everything that can be wrong with a plan is found before anything is kept."""
+    observer.stage("planning noise")
+    whole = complete_plan(plan, cohort.nominal_units)
+    if cohort.assumed:
+        observer.warn(
+            f"every hospital is taken to have {DEFAULT_NOMINAL_UNITS} patients; declare better with --nominal-units"
+        )
+    start = initialise(whole, observer)
+    run = os.urandom(16)
+    with new_run(out) as draft:
+        (draft.root / "plan.toml").write_text(whole.to_toml(), encoding="utf-8")
+        found_federation(draft, whole, run, private=private)
+        save_network(start.learner.network, draft.root / "start.safetensors")
+        draft.save_checkpoint(Checkpoint(0, trained(start.learner.network), {}))
+        draft.write_json("run.json", _run_facts(whole, run, start, private=private))
+    return RunDirectory(out)
+
+
+def _run_facts(plan: Plan, run: bytes, start: Start, *, private: bool) -> dict[str, object]:
+    return {
+        "run": run.hex(),
+        "plan_hash": plan.hash().hex(),
+        "version": __version__,
+        "private": private,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "public_data": list(start.public_data),
+        "notes": list(start.notes),
+    }
+
+
+@dataclass
+class _Run:
+    """A run between being laid out and being finished."""
+
+    directory: RunDirectory
+    plan: Plan
+    cohort: Cohort
+    observer: Observer
+    coins_of: CoinsOf
+
+    def finish(self, began: float) -> RunResult:
+        """Play the rounds that are left, then state, measure and export."""
+        facts = self.directory.read_json("run.json")
+        run = bytes.fromhex(facts["run"])
+        start = load_network(self.directory.root, "start.safetensors")
+        initial = trained(start.network)
+        with open_hospitals(self.directory, self.plan, run, self.cohort, start, self.coins_of) as hospitals:
+            learner = self._play(run, start, hospitals)
+            for hospital in hospitals.values():
+                hospital.finish()
+            self._state(facts, hospitals)
+            rows = tuple(self._row(hospital) for hospital in hospitals.values())
+        probe = self._probe(learner, initial)
+        result = RunResult(
+            out=self.directory.root,
+            model=self.directory.root / "model.safetensors",
+            rounds=self.plan.federation.rounds,
+            seconds=time.monotonic() - began,
+            private=facts["private"],
+            hospitals=rows,
+            probe=probe,
+        )
+        self.directory.write_json("result.json", result.to_json())
+        return result
+
+    def _play(self, run: bytes, start: Learner, hospitals: Mapping[HospitalId, Hospital]) -> Learner:
+        """Return the network after the last round; its files are written."""
+        self.observer.stage("training")
+
+        def spent() -> dict[str, float]:
+            return {name: self._epsilon(hospital) for name, hospital in hospitals.items()}
+
+        def heard(stage: Stage, name: str, refusal: ProtocolError | None) -> None:
+            if refusal is not None:
+                self.observer.warn(f"{name} refuses to answer: {refusal}")
+            elif stage is Stage.MASK:
+                hospital = hospitals[HospitalId(name)]
+                self.observer.hospital_finished(coordinator.finished + 1, name, self._epsilon(hospital))
+
+        roster = next(iter(hospitals.values())).membership.roster
+        engine = LocalEngine(hospitals, heard)
+        coordinator = Coordinator(self.directory, self.plan, run, roster, start, engine, self.observer, spent)
+        learner = coordinator.play()
+        save_network(learner.network, self.directory.root / "network.safetensors")
+        save_backbone(learner.network.backbone, self.directory.root)
+        return learner
+
+    def _epsilon(self, hospital: Hospital) -> float:
+        return epsilon(hospital.ledger.events(hospital.membership.run.hex()), self.plan.privacy.delta)
+
+    def _row(self, hospital: Hospital) -> HospitalResult:
+        public = self.plan.hospital(hospital.name)
+        mechanism = mechanism_of(self.plan, public)
+        return HospitalResult(
+            id=hospital.name,
+            nominal_units=mechanism.nominal_units,
+            sample_rate=mechanism.sample_rate,
+            noise_multiplier=mechanism.noise_multiplier,
+            steps=hospital.ledger.spent(hospital.membership.run.hex()),
+            epsilon=self._epsilon(hospital),
+            epsilon_allowed=self.plan.epsilon(public),
+            delta=self.plan.privacy.delta,
+        )
+
+    def _state(self, facts: Mapping[str, Any], hospitals: Mapping[HospitalId, Hospital]) -> None:
+        self.observer.stage("stating what was spent")
+        statement = make_statement(
+            self.plan,
+            {name: hospital.ledger for name, hospital in hospitals.items()},
+            run=facts["run"],
+            private=facts["private"],
+            public_data=facts["public_data"],
+            probed=self.cohort.probe_test is not None,
+        )
+        write_atomic(self.directory.root / "privacy.json", statement.to_json().encode())
+
+    def _probe(self, learner: Learner, initial: Float[Tensor, " parameters"]) -> ProbeComparison | None:
+        fit, test = self.cohort.probe_fit, self.cohort.probe_test
+        if fit is None or test is None:
+            return None
+        self.observer.stage("measuring against noise alone")
+        final = trained(learner.network)
+        write_trained(learner.network, initial)
+        control = noise_only(self.plan, learner, self.observer)
+        write_trained(learner.network, final)
+        self.observer.stage("probing held-out patients")
+        return compare_by_probe(
+            learner, initial=initial, noise_only=control, fit=fit, test=test, observer=self.observer
+        )

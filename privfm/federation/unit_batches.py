@@ -1,0 +1,75 @@
+"""From drawn patients to the tensors that the clipping engine sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from privfm.data import ImageSet
+from privfm.data.views import make_unit_views, standardise
+
+__all__ = ["UnitBatch", "UnitSource"]
+
+
+@dataclass(frozen=True)
+class UnitBatch:
+    """Standardised views of some units, with each unit's own generator for what else is random about it."""
+
+    views: Float[Tensor, "units views c h w"]
+    rngs: list[np.random.Generator]
+
+    def __len__(self) -> int:
+        return len(self.rngs)
+
+
+class UnitSource:
+    """A hospital's images as privacy units.
+
+    Guarantees: what a unit contributes depends on its own images and its own generator, whoever else is drawn.
+
+    Args:
+        images: the hospital's images; its patients are the units.
+        images_per_unit: how many of a drawn unit's images are used, with repetition where it has fewer.
+        views: augmented views of each.
+        micro_batch: units at a time.
+        device: where the views are made.
+    """
+
+    def __init__(
+        self, images: ImageSet, *, images_per_unit: int, views: int, micro_batch: int, device: torch.device
+    ) -> None:
+        self._images = images
+        self._of_unit = images.by_patient()
+        self._images_per_unit = images_per_unit
+        self._views = views
+        self._micro_batch = micro_batch
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._of_unit)
+
+    def batches(
+        self, units: Int64[np.ndarray, " drawn"], generator_of: Callable[[str], np.random.Generator]
+    ) -> Iterator[UnitBatch]:
+        """Yield the drawn units in micro-batches of whole units.
+
+        Args:
+            units: indices of the drawn units.
+            generator_of: a fresh generator for a unit, by the unit's name.
+        """
+        for start in range(0, len(units), self._micro_batch):
+            chosen = units[start : start + self._micro_batch].tolist()
+            rngs = [generator_of(self._images.patients[unit]) for unit in chosen]
+            picked = np.concatenate([self._pick(unit, rng) for unit, rng in zip(chosen, rngs, strict=True)])
+            pixels = torch.from_numpy(self._images.load(picked)).to(self._device)
+            grouped = pixels.reshape(len(chosen), self._images_per_unit, *pixels.shape[1:])
+            yield UnitBatch(standardise(make_unit_views(grouped, self._views, rngs)), rngs)
+
+    def _pick(self, unit: int, rng: np.random.Generator) -> Int64[np.ndarray, " images"]:
+        mine, wanted = self._of_unit[unit], self._images_per_unit
+        return mine[rng.permutation(len(mine))[np.arange(wanted) % len(mine)]]
