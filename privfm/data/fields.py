@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.fft
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 __all__ = ["frame", "spectral_noise", "uniform"]
 
@@ -45,6 +43,6 @@ def spectral_noise(
     power[:, 0, 0] = np.inf
     amplitude = np.exp(-0.5 * uniform(rng, *exponents, count) * np.log(power))
     waves = rng.standard_normal((count, rows, columns, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    field: NDArray[np.float32] = scipy.fft.irfft2(waves * amplitude, s=(size, size))
+    field = np.fft.irfft2(waves * amplitude, s=(size, size)).astype(np.float32)
     field /= field.std(axis=(1, 2), keepdims=True) + np.float32(1e-12)
     return field

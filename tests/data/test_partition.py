@@ -79,6 +79,14 @@ def test_no_hospital_is_below_the_floor(make_images: Maker, alpha: float, seed: 
     assert min(len(part.patients) for part in split.values()) == 10
 
 
+def test_small_alpha_makes_hospitals_specialise_in_classes(make_images: Maker) -> None:
+    largest = []
+    for seed in range(6):
+        split = split_by_hospital(many(make_images, patients=300), 3, alpha=0.1, min_patients=15, seed=seed)
+        largest += [np.bincount(patient_classes(part)).max() / len(part.patients) for part in split.values()]
+    assert np.mean(largest) > 0.65
+
+
 def test_small_alpha_skews_classes_more_than_large_alpha(make_images: Maker) -> None:
     def skew(alpha: float) -> float:
         images = many(make_images, patients=300)
