@@ -7,7 +7,6 @@ before a command needs it, so that `privfm --help` answers at once.
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -39,9 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _usage(error)
     except PrivfmError as error:
         return _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output went away; point it elsewhere so that the interpreter's last flush stays quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output went away
         return BROKEN_PIPE
     except OSError as error:
         return _fail(_describe(error), 2 if _is_a_bad_path(error) else 1)

