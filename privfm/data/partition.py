@@ -37,7 +37,7 @@ def shared_patients(images: ImageSet) -> dict[PatientId, tuple[HospitalId, ...]]
 def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Images to train on and images to test on, never of one patient in both.
 
-    A source with an official test split keeps it, whatever the fraction. Otherwise each class gives about `fraction` of
+    A source with an official test split keeps it, whatever the fraction, as long as both sides of it occur. Otherwise each class gives about `fraction` of
     its patients, at least one where it has two; within a class they are spread over the hospitals.
 
     Raises:
@@ -64,7 +64,8 @@ def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Im
 def _official_test_patients(images: ImageSet) -> NDArray[np.int64] | None:
     if images.official_test is None:
         return None
-    return np.unique(images.patient_of[images.official_test])
+    tested = np.unique(images.patient_of[images.official_test])
+    return tested if 0 < len(tested) < len(images.patients) else None
 
 
 def _stratified_patients(images: ImageSet, fraction: float, rng: np.random.Generator) -> NDArray[np.int64]:

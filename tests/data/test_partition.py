@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,10 +48,10 @@ def test_hold_out_is_spread_over_hospitals(make_images: Maker) -> None:
 
 
 def test_hold_out_honours_an_official_split(make_images: Maker) -> None:
-    from dataclasses import replace
-
     images = replace(make_images([0, 1, 2, 3]), official_test=np.array([False, True, False, True]))
-    assert hold_out(images, 0.5, seed=0)[1].patients == ("p1", "p3")
+    test = hold_out(images, 0.9, seed=0)[1]
+    assert test.patients == ("p1", "p3")
+    assert len(hold_out(test, 0.5, seed=0)[1].patients) == 1
 
 
 def test_hold_out_of_a_lone_patient_is_refused(make_images: Maker) -> None:
