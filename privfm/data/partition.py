@@ -37,8 +37,9 @@ def shared_patients(images: ImageSet) -> dict[PatientId, tuple[HospitalId, ...]]
 def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Images to train on and images to test on, never of one patient in both.
 
-    A source with an official test split keeps it, whatever the fraction, as long as both sides of it occur. Otherwise each class gives about `fraction` of
-    its patients, at least one where it has two; within a class they are spread over the hospitals.
+    A source with an official test split keeps it, whatever the fraction, as long as both sides of it occur. Otherwise
+    each class gives about `fraction` of its patients, at least one where it has two; within a class they are spread
+    over the hospitals.
 
     Raises:
         DataError: when either side would be empty.
