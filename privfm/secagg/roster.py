@@ -17,7 +17,7 @@ __all__ = ["COORDINATOR", "Member", "Roster", "check_successor", "roster_diff"]
 
 COORDINATOR = "coordinator"
 _FORMAT = "privfm roster 1"
-_FIELDS = {"format", "federation", "version", "previous", "members", "revoked"}
+_FIELDS = {"format": str, "federation": str, "version": int, "previous": str, "members": dict, "revoked": list}
 
 
 @dataclass(frozen=True)
@@ -153,23 +153,23 @@ class Roster:
             InputError: in one line, what is wrong with the file.
         """
         try:
-            fields = json.loads(data, object_pairs_hook=_distinct)
-            return cls._from_fields(fields)
-        except (UnicodeDecodeError, RecursionError, ValueError, TypeError, AttributeError) as error:
+            return cls._from_fields(json.loads(data, object_pairs_hook=_distinct))
+        except (RecursionError, ValueError) as error:
             raise InputError(f"roster file is not sound: {error}") from error
 
     @classmethod
-    def _from_fields(cls, fields: dict[str, Any]) -> Roster:
-        if set(fields) != _FIELDS or fields["format"] != _FORMAT:
-            raise ValueError(f"need exactly the keys {', '.join(sorted(_FIELDS))} and the format {_FORMAT!r}")
-        if type(fields["version"]) is not int:
-            raise ValueError("version is not a number")
+    def _from_fields(cls, fields: object) -> Roster:
+        if not isinstance(fields, dict) or set(fields) != _FIELDS.keys() or fields["format"] != _FORMAT:
+            raise ValueError(f"need exactly the keys {', '.join(_FIELDS)} and the format {_FORMAT!r}")
+        for key, kind in _FIELDS.items():
+            if type(fields[key]) is not kind:
+                raise ValueError(f"{key} is no {kind.__name__}")
         return cls(
             fields["federation"],
             fields["version"],
-            _members({name: bytes.fromhex(key) for name, key in fields["members"].items()}),
-            tuple(bytes.fromhex(key) for key in fields["revoked"]),
-            bytes.fromhex(fields["previous"]),
+            _members({name: _unhex(key) for name, key in fields["members"].items()}),
+            tuple(_unhex(key) for key in fields["revoked"]),
+            _unhex(fields["previous"]),
         )
 
 
@@ -214,6 +214,12 @@ def _members(keys: dict[str, bytes]) -> tuple[Member, ...]:
 
 def _ascends(items: tuple[Any, ...]) -> bool:
     return all(left < right for left, right in pairwise(items))
+
+
+def _unhex(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError("a key or digest is no string of hexadecimal digits")
+    return bytes.fromhex(value)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
