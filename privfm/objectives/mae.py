@@ -71,10 +71,12 @@ class MaskedAutoEncoding:
         views: Float[Tensor, "units views c h w"],
         rngs: Sequence[np.random.Generator],
     ) -> Float[Tensor, " units"]:
-        """The mean over each unit's views of the squared error on the view's masked patches."""
+        """The mean over each unit's views of the squared error on the view's masked patches; empty for no units."""
         masked = _masked(network)
         if len(rngs) != len(views):
             raise ValueError(f"len(rngs)={len(rngs)} must be the number of units {len(views)}")
+        if not rngs:
+            return views.new_zeros(0)
         order = draw_orders(rngs, views.shape[1], masked.patches).to(views.device)
         images = views.flatten(0, 1)
         keep, hidden = self._split(order)

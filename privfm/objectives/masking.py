@@ -21,7 +21,7 @@ def draw_orders(rngs: Sequence[np.random.Generator], views: int, patches: int) -
     torch.Size([2, 4])
     """
     orders = [rng.random((views, patches)).argsort(axis=1) for rng in rngs]
-    return torch.from_numpy(np.concatenate(orders)) if orders else torch.empty(0, patches, dtype=torch.int64)
+    return torch.from_numpy(np.concatenate(orders))
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b patches pixels"]:

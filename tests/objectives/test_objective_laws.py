@@ -1,0 +1,139 @@
+"""Laws over all objectives and several backbones: a unit's loss and gradient are its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from opacus.grad_sample.grad_sample_module import GradSampleHooks
+from torch import Tensor
+
+from privfm.models import BackboneSpec, build_backbone, set_trainable
+from privfm.objectives import MaskedAutoEncoding, Network, Objective
+
+BACKBONES = {
+    "vit": BackboneSpec("test_vit", patch_size=8, depth=2),
+    "vit with registers": BackboneSpec("test_vit4", patch_size=8, depth=2, channels=3),
+    "convnext": BackboneSpec("test_convnext"),
+    "resnet": BackboneSpec("test_resnet"),
+    "swin": BackboneSpec("swin_tiny_patch4_window7_224", width=24),
+}
+OBJECTIVES: dict[str, Objective] = {"mae": MaskedAutoEncoding(), "mae of few": MaskedAutoEncoding(mask_ratio=0.3)}
+UNITS, VIEWS = 3, 2
+
+Case = tuple[Objective, Network, Tensor]
+
+
+@pytest.fixture(params=[(o, b) for o in OBJECTIVES for b in BACKBONES], ids=" on ".join, scope="module")
+def case(request: pytest.FixtureRequest) -> Case:
+    objective, spec = OBJECTIVES[request.param[0]], BACKBONES[request.param[1]]
+    network = objective.build(build_backbone(spec, seed=0), seed=1).double().train()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():  # timm starts some norms at zero, behind which every gradient would agree
+        for value in network.parameters():
+            value += 0.1 * torch.randn(value.shape, dtype=torch.float64, generator=generator)
+    size = (UNITS, VIEWS, spec.channels, spec.image_size, spec.image_size)
+    return objective, network, torch.randn(size, dtype=torch.float64, generator=generator)
+
+
+def rngs(units: list[int]) -> list[np.random.Generator]:
+    return [np.random.default_rng(unit) for unit in units]
+
+
+def gradient(case: Case, views: Tensor, units: list[int], of: int) -> dict[str, Tensor]:
+    """The gradient of one unit's loss, in the presence of the others."""
+    objective, network, _ = case
+    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    loss = objective.unit_losses(network, views, rngs(units))[of]
+    return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-7, atol=1e-9 * float(b[name].abs().max()))
+
+
+def test_moving_another_unit_leaves_a_unit_s_gradient(case: Case) -> None:
+    _, _, views = case
+    moved = views.clone()
+    moved[1] = 10 * views[1].flip(-1) + 1
+    assert_same(gradient(case, views, [0, 1, 2], of=0), gradient(case, moved, [0, 7, 2], of=0))
+    assert_same(gradient(case, views, [0, 1, 2], of=2), gradient(case, moved, [0, 7, 2], of=2))
+
+
+def test_removing_another_unit_leaves_a_unit_s_gradient(case: Case) -> None:
+    _, _, views = case
+    assert_same(gradient(case, views, [0, 1, 2], of=2), gradient(case, views[1:], [1, 2], of=1))
+    assert_same(gradient(case, views, [0, 1, 2], of=1), gradient(case, views[1:2], [1], of=0))
+
+
+def test_hooks_collect_each_unit_s_gradient(case: Case) -> None:
+    objective, network, views = case
+    expected = [gradient(case, views[unit : unit + 1], [unit], of=0) for unit in range(UNITS)]
+    hooks = GradSampleHooks(network, loss_reduction="sum", strict=False)
+    try:
+        objective.unit_losses(network, views, rngs([0, 1, 2])).sum().backward()
+        for name, value in network.named_parameters():
+            if value.requires_grad:
+                collected = value.grad_sample.reshape(UNITS, -1, *value.shape).sum(dim=1)
+                alone = torch.stack([gradients[name] for gradients in expected])
+                scale = float(alone.abs().max())
+                torch.testing.assert_close(collected, alone, rtol=1e-7, atol=1e-9 * scale)
+    finally:
+        hooks.cleanup()
+        network.zero_grad(set_to_none=True)
+
+
+def test_a_unit_s_loss_is_the_mean_over_its_views(case: Case) -> None:
+    objective, network, views = case
+    together = objective.unit_losses(network, views[:1], rngs([0]))
+    rng = np.random.default_rng(0)
+    apart = [objective.unit_losses(network, views[:1, view : view + 1], [rng]) for view in range(VIEWS)]
+    torch.testing.assert_close(together, torch.stack(apart).mean(dim=0))
+
+
+def test_every_trainable_parameter_is_used(case: Case) -> None:
+    _, network, views = case
+    for name, value in gradient(case, views, [0, 1, 2], of=0).items():
+        assert value.abs().max() > 0, name
+    assert all(not value.requires_grad for name, value in network.named_parameters() if name in network.fixed)
+
+
+def test_the_same_draws_give_the_same_loss(case: Case) -> None:
+    objective, network, views = case
+    first, again, other = (
+        objective.unit_losses(network, views, rngs(units)) for units in ([0, 1, 2], [0, 1, 2], [3, 1, 2])
+    )
+    assert torch.equal(first, again)
+    assert first[0] != other[0]
+    assert torch.equal(first[1:], other[1:])
+
+
+def test_no_units_give_no_losses(case: Case) -> None:
+    objective, network, views = case
+    assert objective.unit_losses(network, views[:0], []).shape == (0,)
+
+
+def test_one_generator_per_unit(case: Case) -> None:
+    objective, network, views = case
+    with pytest.raises(ValueError, match="number of units 3"):
+        objective.unit_losses(network, views, rngs([0]))
+
+
+def test_building_is_seeded_and_leaves_the_global_state() -> None:
+    backbone = build_backbone(BACKBONES["vit"], seed=0)
+    state = torch.get_rng_state()
+    for objective in OBJECTIVES.values():
+        first, again, other = (objective.build(backbone, seed).state_dict() for seed in (0, 0, 1))
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("which", ["last-1", "norm-bias", "all"])
+def test_networks_can_be_trained_in_part(which: str) -> None:
+    for objective in OBJECTIVES.values():
+        network = objective.build(build_backbone(BACKBONES["vit"], seed=0), seed=1)
+        count = set_trainable(network, which)
+        assert 0 < count <= sum(value.numel() for value in network.parameters())
+        assert not network.backbone.timm.pos_embed.requires_grad
