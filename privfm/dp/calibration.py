@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import get_context
 
-from privfm.dp import pld
 from privfm.dp.accounting import check_delta, check_epsilon
 from privfm.dp.accounting import epsilon as epsilon_of
 from privfm.dp.events import SampledGaussian, compose
 from privfm.dp.filter import RdpFilter
+from privfm.dp.pld import settled_grid
+from privfm.dp.sketch import sketch_epsilon
 
 __all__ = [
     "LEAST_NOISE",
@@ -29,7 +31,7 @@ __all__ = [
 
 LEAST_NOISE, _MOST_NOISE = 0.1, 1e6
 _BAND = (0.995, 1.0)  # of the target, for the result
-_SEARCH_BAND = (0.9975, 0.9995)  # of the target, on the coarse grid, which reads up to 0.2% too high
+_SEARCH_BAND = (0.9985, 0.9998)  # of the target, for the accountant's double, which is off by a few millionths
 _TYPICAL_SLOPE, _FLATTEST_SLOPE = -1.3, -0.2  # of log epsilon over log noise
 _MOST_EVALUATIONS = 200
 _HUGE = 1e300
@@ -97,8 +99,9 @@ def calibrate_noises(
     processes = processes or (2 if len(distinct) >= _PARALLEL_FROM and accountant == "pld" else 1)
     if processes == 1:
         return tuple(_calibrated(request, accountant) for request in requests)
-    with ProcessPoolExecutor(processes) as pool:
-        found = dict(zip(distinct, pool.map(_calibrated, distinct, [accountant] * len(distinct)), strict=True))
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        results = pool.map(_calibrated, distinct, [accountant] * len(distinct), chunksize=4)
+        found = dict(zip(distinct, results, strict=True))
     return tuple(found[request] for request in requests)
 
 
@@ -151,7 +154,7 @@ def _calibrated(request: NoiseRequest, accountant: str) -> CalibratedNoise:
 
     guess = _gaussian_limit_noise(request)
     if accountant == "pld":
-        guess = _search(_cost_on_coarse_grid(request, guess), request.epsilon, _SEARCH_BAND, guess)
+        guess = _sketched_noise(request, guess)
     noise_multiplier = _search(cost, request.epsilon, _BAND, guess)
     return CalibratedNoise(noise_multiplier, cost(noise_multiplier))
 
@@ -160,9 +163,16 @@ def _with_noise(request: NoiseRequest, noise_multiplier: float) -> tuple[Sampled
     return compose(request.spent, [SampledGaussian(request.sample_rate, noise_multiplier, request.steps)])
 
 
-def _cost_on_coarse_grid(request: NoiseRequest, guess: float) -> Callable[[float], float]:
-    grid = pld.starting_grid(_with_noise(request, guess)) / 2
-    return lambda noise: pld.pld_epsilon_on_grid(_with_noise(request, noise), request.delta, grid)
+def _sketched_noise(request: NoiseRequest, guess: float) -> float:
+    """Where the accountant's fast double meets the target, on the grid that the accountant will use there."""
+    for _ in range(2):
+        grid = settled_grid(_with_noise(request, guess), request.delta)
+
+        def cost(noise_multiplier: float, grid: float = grid) -> float:
+            return sketch_epsilon(_with_noise(request, noise_multiplier), request.delta, grid)
+
+        guess = _search(cost, request.epsilon, _SEARCH_BAND, guess)
+    return guess
 
 
 def _search(cost: Callable[[float], float], target: float, band: tuple[float, float], guess: float) -> float:

@@ -1,8 +1,9 @@
-"""Privacy loss distributions: the tight accountant, on a grid that is refined until it no longer matters.
+"""Privacy loss distributions: the tight accountant, on a grid so fine that it no longer matters.
 
 The distributions come from `dp-accounting` (Doroshenko et al. 2022, "connect the dots"), which rounds so that the
-result is never below the truth whatever the grid. What is left to choose is the grid: it starts at a guess and is
-halved until epsilon moves by less than `GRID_TOLERANCE`; halving it once more would move it less still.
+result is never below the truth whatever the grid. What is left to choose is the grid: the first of a series of halved
+ones that another halving would move by less than `GRID_TOLERANCE`. The search for it runs on a fast double
+(`privfm.dp.sketch`); the answer does not.
 
 Convolutions by FFT carry rounding noise that grows with the number of steps and is *not* one-sided. `delta_slack`
 bounds it, and every query is made at delta less that slack.
@@ -17,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from privfm.dp.events import SampledGaussian, compose, total_steps
+from privfm.dp.sketch import sketch_delta, sketch_epsilon
 
 __all__ = [
     "GRID_TOLERANCE",
@@ -25,7 +27,7 @@ __all__ = [
     "pld_delta",
     "pld_epsilon",
     "pld_epsilon_on_grid",
-    "starting_grid",
+    "settled_grid",
 ]
 
 GRID_TOLERANCE = 1e-3
@@ -51,22 +53,24 @@ def pld_epsilon(events: tuple[SampledGaussian, ...], delta: float) -> float:
         ValueError: delta too small to be resolved in double precision over that many steps.
     """
     _check_resolution(events, delta)
-    return _refine(lambda grid: pld_epsilon_on_grid(events, delta, grid), starting_grid(events))
+    return pld_epsilon_on_grid(events, delta, settled_grid(events, delta))
 
 
 def pld_delta(events: tuple[SampledGaussian, ...], epsilon: float) -> float:
     """Smallest delta of the composed `events` at `epsilon`, from above."""
     slack = delta_slack(events)
-
-    def on_grid(grid: float) -> float:
-        return float(_composed(events, grid).get_delta_for_epsilon(epsilon)) + slack
-
-    return min(1.0, _refine(on_grid, starting_grid(events), floor=10 * slack))
+    grid = _settled(lambda grid: max(slack, sketch_delta(events, epsilon, grid)), starting_grid(events))
+    return min(1.0, float(_composed(events, grid).get_delta_for_epsilon(epsilon)) + slack)
 
 
 def pld_epsilon_on_grid(events: tuple[SampledGaussian, ...], delta: float, grid: float) -> float:
     """Epsilon from one grid: still an upper bound, as loose as the grid is coarse."""
     return float(_composed(events, grid).get_epsilon_for_delta(delta - delta_slack(events)))
+
+
+def settled_grid(events: Sequence[SampledGaussian], delta: float) -> float:
+    """The first grid of the series on which halving it would move epsilon by less than `GRID_TOLERANCE`."""
+    return _settled(lambda grid: sketch_epsilon(events, delta, grid), starting_grid(events))
 
 
 def starting_grid(events: Sequence[SampledGaussian]) -> float:
@@ -92,15 +96,14 @@ def _step_range(event: SampledGaussian) -> float:
     return exponent + math.log(event.sample_rate - (event.sample_rate - 1.0) * math.exp(-min(700.0, exponent)))
 
 
-def _refine(value_on: Callable[[float], float], grid: float, floor: float = 0.0) -> float:
-    """The value on the first grid that agrees with one twice as coarse; after `_HALVINGS` the last, still a bound."""
+def _settled(value_on: Callable[[float], float], grid: float) -> float:
     value = value_on(grid)
     for _ in range(_HALVINGS):
-        grid /= 2
-        coarser, value = value, value_on(grid)
-        if abs(coarser - value) <= GRID_TOLERANCE * value or max(coarser, value) <= floor:
+        finer = value_on(grid / 2)
+        if abs(value - finer) <= GRID_TOLERANCE * finer:
             break
-    return value
+        grid, value = grid / 2, finer
+    return grid
 
 
 def least_delta(events: Sequence[SampledGaussian]) -> float:
