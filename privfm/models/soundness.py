@@ -51,7 +51,7 @@ def examine(network: nn.Module, shape: tuple[int, int, int], name: str) -> Verdi
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # weights that start at zero would hide what lies before them
         for value in probe.parameters():
-            value += 0.1 * torch.randn(value.shape, dtype=torch.float64, generator=generator)
+            value.add_(torch.randn(value.shape, dtype=torch.float64, generator=generator), alpha=0.1)
     images = torch.randn(_IMAGES, *shape, dtype=torch.float64, generator=generator)
     try:
         _check_alone(probe, images, name)
