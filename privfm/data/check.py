@@ -117,6 +117,10 @@ def check_folder(path: Path, *, threads: int = 4) -> DataReport:
     listing = scan(path)
     with quiet_decoders(), ThreadPoolExecutor(threads) as pool:
         looks = list(pool.map(lambda entry: _look(listing, entry), listing.entries))
+    return _report(path, listing, looks)
+
+
+def _report(path: Path, listing: Listing, looks: list[_Look]) -> DataReport:
     readable = [index for index, look in enumerate(looks) if look.problem is None]
     entries = [listing.entries[index] for index in readable]
     pairs = _repeated(entries, [looks[index] for index in readable])

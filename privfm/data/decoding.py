@@ -103,7 +103,7 @@ def read_image(frame: Frame, side: int) -> Float32[np.ndarray, "channels height 
 
     Args:
         frame: which page of which file.
-        side: JPEG files much larger than this are decoded at a fraction of their size.
+        side: what the image will be resized to; much larger ones are decoded or averaged at a fraction of their size.
 
     Raises:
         DataError: naming the file, when it cannot be read or a single image in it shows nothing.
@@ -114,7 +114,7 @@ def read_image(frame: Frame, side: int) -> Float32[np.ndarray, "channels height 
             if frame.index:
                 image.seek(frame.index)
             image.draft(None, (2 * side, 2 * side))
-            pixels = _pillow_pixels(image)
+            pixels = _pillow_pixels(image, side)
     except _DAMAGE as error:
         if frame.path.suffix.lower() not in _TIFF_SUFFIXES:
             raise _unreadable(frame.path, error) from error
@@ -196,16 +196,18 @@ def _page_count(path: Path, image: Image.Image) -> int:
     return pages
 
 
-def _pillow_pixels(image: Image.Image) -> NDArray[np.float32]:
+def _pillow_pixels(image: Image.Image, side: int) -> NDArray[np.float32]:
     inverted = image.mode.startswith("I;16") and _photometric(image) == _WHITE_IS_ZERO
     upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("1", "L", "F", "I") or upright.mode.startswith("I;16"):
+    if upright.mode == "L" and not upright.has_transparency_data:
+        return to_unit_range(np.asarray(_reduced(upright, side)))[None]
+    if upright.mode in ("1", "F", "I") or upright.mode.startswith("I;16"):
         values = np.asarray(upright)
         if upright.mode == "I" and values.min() >= 0 and values.max() <= 65535:
             values = values.astype(np.uint16)
         grey = to_unit_range(values)[None]
         return np.float32(1) - grey if inverted else grey
-    return _colour(upright)
+    return _colour(upright, side)
 
 
 def _photometric(image: Image.Image) -> int | None:
@@ -213,13 +215,19 @@ def _photometric(image: Image.Image) -> int | None:
     return None if tags is None else tags.get(_TIFF_PHOTOMETRIC)
 
 
-def _colour(image: Image.Image) -> NDArray[np.float32]:
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    """A large image averaged over whole blocks, still several times the size that is needed: saves memory and time."""
+    factor = min(image.size) // (4 * side)
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _colour(image: Image.Image, side: int) -> NDArray[np.float32]:
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         ground = Image.new("RGBA", seen.size, (0, 0, 0, 255))
         ground.alpha_composite(seen)
         image = ground
-    rgb = np.asarray(image.convert("RGB"))
+    rgb = np.asarray(_reduced(image.convert("RGB"), side))
     return to_unit_range(np.moveaxis(rgb, -1, 0))
 
 

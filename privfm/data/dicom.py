@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from privfm.data.decoding import MAX_PAGES, MAX_PIXELS, to_unit_range
 from privfm.data.folder import stays_inside
-from privfm.data.listing import Entry, Listing, hospital_complaint, patient_complaint, visible_files
+from privfm.data.listing import Entry, Listing, hospital_complaint, patient_complaint, refuse_odd_name, visible_files
 from privfm.data.pixels import Frame
 from privfm.errors import DataError
 
@@ -136,6 +136,7 @@ def _file_entries(root: Path, path: Path) -> list[Entry]:
     pydicom = _pydicom()
     from pydicom.errors import InvalidDicomError
 
+    refuse_odd_name(path)
     if not stays_inside(root, path):
         raise DataError(f"{path}: links to a file outside {root}; copy it into the folder")
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from privfm.data.decoding import IMAGE_SUFFIXES, read_header, read_image
-from privfm.data.listing import Entry, Listing, hospital_complaint, patient_complaint, visible_files
+from privfm.data.listing import Entry, Listing, hospital_complaint, patient_complaint, refuse_odd_name, visible_files
 from privfm.data.pixels import Frame
 from privfm.errors import DataError
 
@@ -56,6 +56,7 @@ def _depth(root: Path, path: Path) -> int:
 
 def _entries(root: Path, path: Path, levels: int) -> list[Entry]:
     folders = path.relative_to(root).parts[:-1]
+    refuse_odd_name(path)
     if path.is_dir():
         raise DataError(f"{path}: a link to a folder, which is not followed; put the images themselves there")
     if not stays_inside(root, path):

@@ -21,7 +21,7 @@ from privfm.data.resizing import resize_nearest
 from privfm.errors import DataError
 from privfm.ids import HospitalId, PatientId
 
-__all__ = ["Entry", "Listing", "hospital_complaint", "patient_complaint", "visible_files"]
+__all__ = ["Entry", "Listing", "hospital_complaint", "patient_complaint", "refuse_odd_name", "visible_files"]
 
 _HOSPITAL = re.compile(r"\w[\w .()-]{0,63}")
 
@@ -180,6 +180,16 @@ def hospital_complaint(hospital: str) -> str | None:
     if _HOSPITAL.fullmatch(hospital):
         return None
     return f"hospital {hospital!r} is not a plain name of at most 64 letters, digits, spaces, dots, dashes or brackets"
+
+
+def refuse_odd_name(path: Path) -> None:
+    """Keeps names that would break a message into lines, or a terminal, out of messages.
+
+    Raises:
+        DataError: when the path holds control characters or undecodable bytes.
+    """
+    if not str(path).isprintable():
+        raise DataError(f"{str(path)!r}: the name holds control characters or unknown bytes; rename it")
 
 
 def visible_files(folder: Path) -> Iterator[Path]:

@@ -10,6 +10,7 @@ from PIL import Image
 from privfm.data import decoding
 from privfm.data.decoding import read_header, read_image, read_mask, to_unit_range
 from privfm.data.pixels import Frame
+from privfm.data.resizing import resize
 from privfm.errors import DataError
 
 RAMP8 = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
@@ -106,6 +107,17 @@ def test_large_jpegs_are_decoded_at_a_fraction(tmp_path: Path) -> None:
         tmp_path / "large.jpg"
     )
     assert max(read(tmp_path / "large.jpg").shape[-2:]) <= 200
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_large_images_are_averaged_on_the_way(tmp_path: Path, mode: str) -> None:
+    smooth = np.linspace(0, 200, 480 * 640).reshape(480, 640).astype(np.uint8)
+    image = Image.fromarray(smooth).convert(mode)
+    image.save(tmp_path / "large.png")
+    loaded = read(tmp_path / "large.png")
+    assert max(loaded.shape[-2:]) <= 64
+    exact = resize(np.asarray(image.convert("L"), np.float32) / 255, 8, 8)
+    np.testing.assert_allclose(resize(loaded[0], 8, 8), exact, atol=0.02)
 
 
 def read_both(path: Path) -> np.ndarray:

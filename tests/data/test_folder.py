@@ -139,6 +139,10 @@ def test_a_link_to_a_folder(tmp_path: Path) -> None:
     refused(tmp_path / "data", "bob: a link to a folder")
 
 
+def test_a_name_that_would_break_the_message(tmp_path: Path) -> None:
+    refused(make(tmp_path, "ann/a\nb.png"), "the name holds control characters")
+
+
 def test_a_hospital_that_no_file_could_be_named_after(tmp_path: Path) -> None:
     refused(make(tmp_path, "-rf;x/ann/1.png"), "hospital '-rf;x' is not a plain name")
 
