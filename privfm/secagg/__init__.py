@@ -9,7 +9,7 @@ from privfm.secagg import client, server
 from privfm.secagg.driver import Client
 from privfm.secagg.identity import Identity, fingerprint
 from privfm.secagg.protocol import Party, run_round
-from privfm.secagg.quantise import dequantise, quantise
+from privfm.secagg.quantisation import dequantise, quantise
 from privfm.secagg.roster import COORDINATOR, Member, Roster, check_successor, roster_diff
 from privfm.secagg.spec import (
     ClientPolicy,

@@ -309,7 +309,7 @@ def _sign_dealing(
 
 def mask(
     state: Shared, incoming: bytes, vectors: Sequence[Int32[np.ndarray, " _"]], *, threads: int = 1
-) -> tuple[Masked, bytes]:
+) -> tuple[Masked, memoryview]:
     """The vectors, hidden by this hospital's self-mask and by a mask with each peer that dealt.
 
     Args:

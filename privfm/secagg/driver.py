@@ -98,9 +98,9 @@ class Client:
         return outgoing
 
     def mask(self, incoming: bytes, vectors: Sequence[Int32[np.ndarray, " _"]], *, threads: int = 1) -> bytes:
-        """The upload. See `client.mask`."""
+        """The upload, copied for transports that take bytes alone. See `client.mask`, which hands out a view."""
         self._state, outgoing = client.mask(self._take(client.Shared), incoming, vectors, threads=threads)
-        return outgoing
+        return bytes(outgoing)
 
     def agree(self, incoming: bytes, *, bound_to: Sequence[str] | None = None) -> bytes:
         """The agreement. See `client.agree`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
-from jaxtyping import Int32, UInt32
+from jaxtyping import UInt32
 
 from privfm.secagg.chunks import CHUNK, pieces
 from privfm.secagg.encoding import check_bytes
@@ -19,7 +19,7 @@ from privfm.secagg.encoding import check_bytes
 __all__ = ["Mask", "keystream", "masked_pieces"]
 
 _BLOCK_WORDS = 4
-_ZEROS = bytes(4 * CHUNK)
+_ZEROS = memoryview(bytes(4 * CHUNK))
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,22 @@ def keystream(key: bytes, word: int) -> CipherContext:
 
 
 def masked_pieces(
-    values: Int32[np.ndarray, " d"] | UInt32[np.ndarray, " d"], masks: Sequence[Mask], start: int, stop: int
+    values: UInt32[np.ndarray, " d"], masks: Sequence[Mask], start: int, stop: int
 ) -> Iterator[tuple[slice, UInt32[np.ndarray, " _"]]]:
-    """The range of `values` with the masks added modulo 2^32, piece by piece.
+    """The range of `values` with at least one mask added modulo 2^32, piece by piece.
 
-    The array in each pair is good until the next one is asked for. `start` is a multiple of CHUNK.
+    The array in each pair is the caller's to change, until the next one is asked for. `start` is a multiple of CHUNK.
     """
+    if not masks:
+        raise ValueError("masks=[]: need at least one")
     streams = [(keystream(mask.key, start), np.add if mask.sign > 0 else np.subtract) for mask in masks]
     words, noise = np.empty(CHUNK, np.uint32), np.empty(CHUNK, "<u4")
+    noise_bytes = noise.view(np.uint8).data
     for piece in pieces(start, stop):
         length = piece.stop - piece.start
-        result, mask_words = words[:length], noise[:length]
-        np.copyto(result, values[piece], casting="unsafe")
+        current, result, mask_words = values[piece], words[:length], noise[:length]
         for stream, combine in streams:
-            stream.update_into(memoryview(_ZEROS)[: 4 * length], mask_words.view(np.uint8).data)
-            combine(result, mask_words, out=result)
+            stream.update_into(_ZEROS[: 4 * length], noise_bytes[: 4 * length])
+            combine(current, mask_words, out=result)
+            current = result
         yield piece, result

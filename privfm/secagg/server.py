@@ -221,7 +221,7 @@ class MaskedSum:
         self._faults: list[Fault] = []
         self._closed = False
 
-    def add(self, name: str, message: bytes) -> None:
+    def add(self, name: str, message: bytes | memoryview) -> None:
         """Add one hospital's upload; record a fault if it does not hold, or if it is its second."""
         state = self._state
         if self._closed:
@@ -252,7 +252,9 @@ class MaskedSum:
         return masked, dict.fromkeys(survivors, Survivors(survivors).encode())
 
 
-def mask(state: Shared, messages: Mapping[str, bytes], *, threads: int = 1) -> tuple[Masked, dict[str, bytes]]:
+def mask(
+    state: Shared, messages: Mapping[str, bytes | memoryview], *, threads: int = 1
+) -> tuple[Masked, dict[str, bytes]]:
     """Add up what arrived. `MaskedSum` does the same one upload at a time.
 
     Raises:

@@ -40,7 +40,8 @@ class Tree:
         if stage == 1:
             return client.share(state, incoming, seen={})
         if stage == 2:
-            return client.mask(state, incoming, self.rig.levels[name])
+            masked, upload = client.mask(state, incoming, self.rig.levels[name])
+            return masked, bytes(upload)
         return client.agree(state, incoming) if stage == 3 else client.unmask(state, incoming)
 
     def _collect(self, stage: int, state: Any, messages: Mail) -> Any:

@@ -30,7 +30,7 @@ class Stepping(Hospital):
 
     def mask(self, incoming: bytes) -> bytes:
         self.state, sent = client.mask(self.state, incoming, self.rig.levels[self.name])
-        return sent
+        return bytes(sent)
 
     def agree(self, incoming: bytes) -> bytes:
         self.state, sent = client.agree(self.state, incoming)

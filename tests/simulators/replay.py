@@ -33,7 +33,8 @@ class Recording:
         if stage is Stage.SHARE:
             return client.share(state, incoming, seen={})
         if stage is Stage.MASK:
-            return client.mask(state, incoming, self.rig.levels[name])
+            masked, upload = client.mask(state, incoming, self.rig.levels[name])
+            return masked, bytes(upload)
         return (client.agree if stage is Stage.AGREE else client.unmask)(state, incoming)
 
     def coordinator_step(self, stage: Stage, messages: Mail) -> Any:

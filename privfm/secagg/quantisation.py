@@ -17,7 +17,7 @@ from privfm.secagg.spec import VectorSpec
 __all__ = ["dequantise", "quantise"]
 
 _COIN_BITS = 16
-_ZEROS = bytes(2 * CHUNK)
+_ZEROS = memoryview(bytes(2 * CHUNK))
 
 
 def quantise(
@@ -56,18 +56,19 @@ def _quantise_range(
     stream = keystream(entropy, start // 2)
     bound, scale = _bound_and_scale(spec)
     clamped, coins = np.empty(CHUNK, np.float32), np.empty(CHUNK, "<u2")
-    scaled, fraction = np.empty(CHUNK, np.float64), np.empty(CHUNK, np.float64)
+    scaled, fractions = np.empty(CHUNK, np.float64), np.empty(CHUNK, np.float64)
     for piece in pieces(start, stop):
-        x, u, y, f = (buffer[: piece.stop - piece.start] for buffer in (clamped, coins, scaled, fraction))
+        length = piece.stop - piece.start
+        x, coin, y, fraction = clamped[:length], coins[:length], scaled[:length], fractions[:length]
         np.clip(values[piece], -bound, bound, out=x)
-        if np.isnan(x.max()):
+        if np.isnan(np.maximum.reduce(x)):
             raise ValueError(f"vector {spec.name!r} holds a value that is not a number")
-        stream.update_into(memoryview(_ZEROS)[: u.nbytes], u.view(np.uint8).data)
+        stream.update_into(_ZEROS[: 2 * length], coin.view(np.uint8).data)
+        np.copyto(fraction, coin)
+        np.multiply(fraction, 2.0**-_COIN_BITS, out=fraction)
         np.copyto(y, x)
         np.multiply(y, scale, out=y)
-        np.copyto(f, u)
-        np.multiply(f, 2.0**-_COIN_BITS, out=f)
-        np.add(y, f, out=y)
+        np.add(y, fraction, out=y)
         np.copyto(result[piece], np.floor(y, out=y), casting="unsafe")
 
 
