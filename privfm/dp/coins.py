@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -70,6 +70,7 @@ class Stream:
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self.read(16), "little")))
 
 
+@runtime_checkable
 class Coins(Protocol):
     """Where a hospital's streams come from."""
 

@@ -102,7 +102,7 @@ class Hospital:
             case Stage.SHARE:
                 return self._share(self._current.client, incoming)
             case Stage.MASK:
-                return self._current.client.mask(incoming, [self._update(self._current)])
+                return bytes(self._current.client.mask(incoming, [self._update(self._current)]))
             case Stage.AGREE:
                 return self._agree(self._current, incoming)
             case Stage.UNMASK:

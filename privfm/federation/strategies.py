@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from privfm.plan import FederationPlan
 __all__ = ["FedAdam", "FedAvg", "FedAvgM", "Strategy", "make_strategy"]
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """A server optimiser."""
 

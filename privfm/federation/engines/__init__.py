@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from privfm.secagg import Stage
 
 __all__ = ["Engine"]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A way to reach hospitals."""
 

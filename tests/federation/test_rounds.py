@@ -1,0 +1,164 @@
+"""One round of real hospitals: the sum, retries, refusals and drop-outs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from privfm.dp.coins import InjectedCoins
+from privfm.errors import BudgetExceeded, ProtocolError
+from privfm.federation.announcement import Announcement, model_hash
+from privfm.federation.cohort import gather_cohort
+from privfm.federation.directory import RunDirectory, new_run
+from privfm.federation.engines.local import LocalEngine
+from privfm.federation.hospital import Hospital
+from privfm.federation.network import build_learner, network_hash, trained
+from privfm.federation.planning import complete_plan, round_spec
+from privfm.federation.rounds import SecureSum, play_round
+from privfm.federation.simulation import found_federation, open_hospitals
+from privfm.ids import HospitalId
+from privfm.plan import Plan
+from privfm.secagg import Stage, dequantise
+
+RUN = b"r" * 16
+
+
+class Federation:
+    """Hospitals of one plan, a coordinator that can announce anything, and a switch to lose messages."""
+
+    def __init__(self, plan: Plan, root: Path, stack: ExitStack) -> None:
+        cohort = gather_cohort(plan)
+        self.plan = complete_plan(plan, cohort.nominal_units)
+        start = build_learner(self.plan)
+        with new_run(root) as draft:
+            found_federation(draft, self.plan, RUN, private=False)
+        opened = open_hospitals(
+            RunDirectory(root), self.plan, RUN, cohort, start, lambda name: InjectedCoins(name.encode())
+        )
+        self.hospitals: Mapping[HospitalId, Hospital] = stack.enter_context(opened)
+        self.start, self.model = network_hash(start.network), trained(start.network).numpy()
+        self.lost: set[tuple[str, Stage]] = set()
+        self.refusals: list[str] = []
+        self.attempts = 0
+
+    def exchange(self, stage: Stage, outgoing: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        def heard(stage: Stage, name: str, refusal: ProtocolError | None) -> None:
+            if refusal:
+                self.refusals.append(str(refusal))
+
+        for name, answer in LocalEngine(self.hospitals, heard).exchange(stage, outgoing):
+            if (name, stage) not in self.lost:
+                yield name, answer
+
+    def play(self, number: int = 1, generation: int = 0) -> SecureSum:
+        names = tuple(sorted(self.hospitals))
+        announcement = Announcement(number, self.attempts, generation, names, self.model)
+        self.attempts += 1
+        roster = next(iter(self.hospitals.values())).membership.roster
+        bound = model_hash(self.start, announcement)
+        self.spec = round_spec(self.plan, RUN, roster, announcement, bound, len(self.model))
+        return play_round(self.spec, announcement, self, b"e" * 32)
+
+    def stored(self, name: str, number: int = 1) -> np.ndarray:
+        stored = self.hospitals[HospitalId(name)].ledger.load_update(RUN.hex(), number)
+        assert stored is not None
+        return np.frombuffer(stored, dtype="<i4")
+
+    def charged(self) -> list[int]:
+        return [hospital.ledger.spent(RUN.hex()) for hospital in self.hospitals.values()]
+
+
+@pytest.fixture
+def federation(tiny_plan: Callable[..., Plan], tmp_path: Path) -> Iterator[Federation]:
+    plan = tiny_plan(data={"hospitals": 5, "patients": 40}, evaluation={"probe": False})
+    with ExitStack() as stack:
+        yield Federation(plan, tmp_path / "run", stack)
+
+
+def test_the_sum_is_the_plain_integer_sum_of_what_hospitals_stored(federation: Federation) -> None:
+    secure = federation.play()
+    plain = sum(federation.stored(name).astype(np.int64) for name in secure.survivors)
+    np.testing.assert_array_equal(secure.total, dequantise(plain.astype(np.int32), federation.spec.vectors[0]))
+    assert secure.survivors == federation.spec.cohort
+    assert np.abs(plain).max() > 0
+
+
+@pytest.mark.parametrize("stage", [Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.AGREE, Stage.UNMASK])
+def test_one_of_five_may_drop_out_at_any_stage(federation: Federation, stage: Stage) -> None:
+    federation.lost = {("hospital-2", stage)}
+    secure = federation.play()
+    gone = stage in (Stage.ADVERTISE, Stage.SHARE, Stage.MASK)
+    assert ("hospital-2" not in secure.survivors) == gone
+    plain = sum(federation.stored(name).astype(np.int64) for name in secure.survivors)
+    np.testing.assert_array_equal(secure.total, dequantise(plain.astype(np.int32), federation.spec.vectors[0]))
+
+
+def test_two_of_five_may_not(federation: Federation) -> None:
+    federation.lost = {("hospital-2", Stage.MASK), ("hospital-3", Stage.MASK)}
+    with pytest.raises(ProtocolError):
+        federation.play()
+
+
+def test_a_retry_masks_the_stored_update_again_and_costs_nothing(federation: Federation) -> None:
+    first = federation.play()
+    charged, stored = federation.charged(), federation.stored("hospital-1")
+    again = federation.play()
+    np.testing.assert_array_equal(first.total, again.total)
+    np.testing.assert_array_equal(stored, federation.stored("hospital-1"))
+    assert federation.charged() == charged
+
+
+def test_a_retry_with_other_survivors_is_refused(federation: Federation) -> None:
+    federation.play()
+    federation.lost = {("hospital-2", Stage.MASK)}
+    with pytest.raises(ProtocolError):
+        federation.play()
+    assert federation.refusals
+
+
+def test_a_new_generation_computes_anew_is_charged_and_may_have_other_survivors(federation: Federation) -> None:
+    federation.play()
+    stored, charged = federation.stored("hospital-1"), federation.charged()
+    federation.lost = {("hospital-2", Stage.MASK)}
+    secure = federation.play(generation=1)
+    assert "hospital-2" not in secure.survivors
+    assert not np.array_equal(stored, federation.stored("hospital-1"))
+    assert federation.charged() == [steps + 2 for steps in charged]
+
+
+def test_hospitals_told_different_generations_get_nowhere(federation: Federation) -> None:
+    federation.play()
+    whole = federation.exchange
+
+    def two_faced(stage: Stage, outgoing: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        if stage is Stage.ADVERTISE:
+            names = tuple(sorted(federation.hospitals))
+            other = Announcement(1, federation.attempts - 1, 1, names, federation.model).encode()
+            outgoing = dict(outgoing) | {"hospital-1": other}
+        yield from whole(stage, outgoing)
+
+    federation.exchange = two_faced  # type: ignore[method-assign]
+    with pytest.raises(ProtocolError):
+        federation.play()
+
+
+def test_an_older_round_is_refused(federation: Federation) -> None:
+    federation.play(number=2)
+    with pytest.raises(ProtocolError):
+        federation.play(number=1)
+
+
+def test_the_reserve_ends_before_anything_is_computed(federation: Federation) -> None:
+    for generation in range(4):  # 2 rounds and 2 retries were declared
+        federation.play(generation=generation)
+    with pytest.raises(BudgetExceeded):
+        federation.play(generation=4)
+    assert federation.charged() == [8] * 5
+
+
+def test_losing_hospitals_before_they_mask_costs_only_those_that_computed(federation: Federation) -> None:
+    federation.lost = {("hospital-2", Stage.ADVERTISE)}
+    federation.play()
+    assert federation.charged() == [2, 0, 2, 2, 2]
