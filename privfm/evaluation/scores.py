@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["BalancedAccuracy", "balanced_accuracy"]
+__all__ = ["BalancedAccuracy", "balanced_accuracy", "recall_per_class"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,25 @@ def balanced_accuracy(
     classes, label = np.unique(labels, return_inverse=True)
     patients, patient = np.unique(patient_of, return_inverse=True)
     seen = np.zeros((len(patients), len(classes)))
-    right = seen.copy()
+    right = np.zeros_like(seen)
     np.add.at(seen, (patient, label), 1.0)
-    np.add.at(right, (patient, label), correct.astype(float))
+    np.add.at(right, (patient, label), correct.astype(np.float64))
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), size=resamples)
     low, high = np.quantile(_mean_recall(drawn @ right, drawn @ seen), [0.025, 0.975])
-    value = _mean_recall(right.sum(axis=0, keepdims=True), seen.sum(axis=0, keepdims=True))[0]
-    return BalancedAccuracy(float(value), float(low), float(high))
+    return BalancedAccuracy(float(recall_per_class(correct, labels).mean()), float(low), float(high))
+
+
+def recall_per_class(
+    correct: Bool[np.ndarray, " images"], labels: Int[np.ndarray, " images"]
+) -> Float[np.ndarray, " classes"]:
+    """For every class that occurs, the share of its images that were recognised.
+
+    >>> recall_per_class(np.array([True, False, True]), np.array([4, 4, 9]))
+    array([0.5, 1. ])
+    """
+    _, label = np.unique(labels, return_inverse=True)
+    return np.asarray(np.bincount(label, weights=correct.astype(np.float64)) / np.bincount(label))
 
 
 def _mean_recall(
