@@ -74,8 +74,8 @@ class DataPlan(Section):
 class ModelPlan(Section):
     """The backbone and where training starts."""
 
-    backbone: str = Field(
-        default="vit_tiny_patch16_224", min_length=1, max_length=200, description="a timm model's name"
+    backbone: str | None = Field(
+        default=None, min_length=1, max_length=200, description="a timm model's name; default a ViT that suits a CPU"
     )
     patch_size: int | None = Field(
         default=None, ge=1, le=64, description="pixels a side of a patch, for models that take it"

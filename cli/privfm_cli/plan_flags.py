@@ -66,7 +66,7 @@ PLAN_FLAGS = (
     PlanFlag("--lr", "optimizer.learning_rate", float, "Training", "Local step.", "0.001"),
     PlanFlag("--server-lr", "federation.server_learning_rate", float, "Training", "Step of the server.", "1.0"),
     PlanFlag("--seed", "seed", int, "Training", "Public randomness only; noise and draws stay secret.", "0"),
-    PlanFlag("--backbone", "model.backbone", str, "Model", "A timm model's name.", "vit_tiny_patch16_224"),
+    PlanFlag("--backbone", "model.backbone", str, "Model", "A timm model's name; without it a small ViT.", "None"),
     PlanFlag("--patch-size", "model.patch_size", int, "Model", "Pixels a side of a patch.", "None"),
     PlanFlag("--init", "model.init", str, "Model", "public, scratch, or a .safetensors file.", "public"),
     PlanFlag("--trainable", "model.trainable", str, "Model", "all, last-K or norm-bias.", "all"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from privfm.errors import RunError
 from privfm.files import write_atomic
-from privfm.models import BackboneSpec, build_backbone, set_trainable
+from privfm.models import DEFAULT_BACKBONE, BackboneSpec, build_backbone, set_trainable
 from privfm.objectives import Network, Objective, get_objective
 from privfm.plan import Plan, parse_plan, read_plan
 
@@ -38,17 +39,24 @@ class Learner(NamedTuple):
 
 
 def backbone_spec(plan: Plan) -> BackboneSpec:
-    """Return the backbone that the plan names, at the plan's image size."""
+    """Return the backbone that the plan names, or the default one, at the plan's image size."""
     model, data = plan.model, plan.data
+    named = BackboneSpec(model.backbone) if model.backbone is not None else _default_spec(data.image_size)
     return BackboneSpec(
-        name=model.backbone,
+        name=named.name,
         image_size=data.image_size,
-        patch_size=model.patch_size,
+        patch_size=model.patch_size or named.patch_size,
         channels=data.channels,
-        width=model.width,
-        depth=model.depth,
-        heads=model.heads,
+        width=model.width or named.width,
+        depth=model.depth or named.depth,
+        heads=model.heads or named.heads,
     )
+
+
+def _default_spec(image_size: int) -> BackboneSpec:
+    """Return the default backbone with as many patches a side at any image size."""
+    patch = DEFAULT_BACKBONE.patch_size or 1
+    return replace(DEFAULT_BACKBONE, patch_size=max(1, image_size * patch // DEFAULT_BACKBONE.image_size))
 
 
 def build_learner(plan: Plan) -> Learner:
