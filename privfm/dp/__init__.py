@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         calibrate_noise,
         calibrate_noise_under,
         calibrate_noises,
+        cap_for_plan,
     )
     from privfm.dp.events import SampledGaussian, compose, events_from_json, events_to_json, total_steps
     from privfm.dp.filter import RdpFilter
@@ -38,6 +39,7 @@ __all__ = [
     "calibrate_noise",
     "calibrate_noise_under",
     "calibrate_noises",
+    "cap_for_plan",
     "compose",
     "composed_guarantee",
     "delta_for",
@@ -58,6 +60,7 @@ _HOME = {
         "calibrate_noise",
         "calibrate_noise_under",
         "calibrate_noises",
+        "cap_for_plan",
     ),
     "events": ("SampledGaussian", "compose", "events_from_json", "events_to_json", "total_steps"),
     "filter": ("RdpFilter",),

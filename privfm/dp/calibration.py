@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -27,6 +28,7 @@ __all__ = [
     "calibrate_noise",
     "calibrate_noise_under",
     "calibrate_noises",
+    "cap_for_plan",
 ]
 
 LEAST_NOISE, _MOST_NOISE = 0.1, 1e6
@@ -35,6 +37,7 @@ _SEARCH_BAND = (0.9985, 0.9998)  # of the target, for the accountant's double, w
 _TYPICAL_SLOPE, _FLATTEST_SLOPE = -1.3, -0.2  # of log epsilon over log noise
 _MOST_EVALUATIONS = 200
 _HUGE = 1e300
+_ORDER_FACTORS = tuple(2.0 ** (k / 8) for k in range(-24, 9))
 _LEAST_MU_SQUARED = 1e-12
 _PARALLEL_FROM = 24  # below this many requests, starting processes costs more than it saves
 
@@ -140,12 +143,30 @@ def calibrate_noise_under(
     return math.exp(high)
 
 
+def cap_for_plan(*, epsilon: float, delta: float, sample_rate: float, steps: int) -> RdpFilter:
+    """The lifetime cap whose order lets a lifetime of `steps` steps at `sample_rate` do with the least noise.
+
+    `RdpFilter.for_cap` supposes steps that look Gaussian; with few patients sampled and little noise another order may
+    leave room for many times more steps. Any order is sound as long as it is fixed before the first release.
+
+    >>> cap_for_plan(epsilon=0.5, delta=1e-5, sample_rate=0.01, steps=800).order < RdpFilter.for_cap(0.5, 1e-5).order
+    True
+    """
+    default = RdpFilter.for_cap(epsilon, delta).order
+    caps = [RdpFilter(epsilon, delta, default)]
+    for factor in _ORDER_FACTORS:
+        with suppress(ValueError):  # an order too low to leave any budget
+            caps.append(RdpFilter(epsilon, delta, round(1.0 + (default - 1.0) * factor, 3)))
+    return min(caps, key=lambda cap: calibrate_noise_under(cap, sample_rate=sample_rate, steps=steps))
+
+
 @lru_cache(maxsize=4096)
 def _calibrated(request: NoiseRequest, accountant: str) -> CalibratedNoise:
     check_epsilon(request.epsilon)
     check_delta(request.delta)
     if request.steps < 1:
         raise ValueError(f"steps={request.steps}: must be >= 1")
+    _with_noise(request, 1.0)  # checks the sampling rate
     if request.spent and epsilon_of(request.spent, request.delta, accountant) >= request.epsilon:
         raise ValueError(f"epsilon={request.epsilon}: already spent; nothing is left to calibrate for")
 
@@ -187,7 +208,7 @@ def _search(cost: Callable[[float], float], target: float, band: tuple[float, fl
     for _ in range(_MOST_EVALUATIONS):
         value = cost(math.exp(x))
         if band[0] * target <= value <= band[1] * target or (value <= target and x == least):
-            return math.exp(x)
+            return LEAST_NOISE if x == least else math.exp(x)
         least_was_tried |= x == least
         low, high = (x, high) if value > band[1] * target else (low, x)
         y = math.log(min(_HUGE, max(1 / _HUGE, value)))

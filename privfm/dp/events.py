@@ -48,14 +48,10 @@ class SampledGaussian:
     steps: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sample_rate", _real("sample_rate", self.sample_rate))
-        object.__setattr__(self, "noise_multiplier", _real("noise_multiplier", self.noise_multiplier))
         if not 0.0 < self.sample_rate <= 1.0:
             raise ValueError(f"sample_rate={self.sample_rate}: must be in (0, 1]")
         if not 0.0 < self.noise_multiplier < math.inf:
             raise ValueError(f"noise_multiplier={self.noise_multiplier}: must be finite and > 0")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
-            raise TypeError(f"steps={self.steps!r}: must be an integer")
         if self.steps < 0:
             raise ValueError(f"steps={self.steps}: must be >= 0")
 
@@ -66,12 +62,6 @@ class SampledGaussian:
         100
         """
         return replace(self, steps=self.steps * times)
-
-
-def _real(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={value!r}: must be a real number")
-    return float(value)
 
 
 def compose(*groups: Iterable[SampledGaussian]) -> tuple[SampledGaussian, ...]:
@@ -143,7 +133,16 @@ def _event_from_json(where: str, item: object) -> SampledGaussian:
         raise ValueError(f"{where}: mechanism={item.get('mechanism')!r} is unknown; known: {_MECHANISM}")
     if item.keys() != _KEYS:
         raise ValueError(f"{where}: missing or unknown keys {sorted(_KEYS ^ item.keys())}")
+    if type(item["steps"]) is not int:
+        raise ValueError(f"{where}: steps={item['steps']!r}: must be an integer")
+    rate, noise = (_real(where, key, item[key]) for key in ("sample_rate", "noise_multiplier"))
     try:
-        return SampledGaussian(item["sample_rate"], item["noise_multiplier"], item["steps"])
-    except (TypeError, ValueError) as error:
+        return SampledGaussian(rate, noise, item["steps"])
+    except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _real(where: str, key: str, value: object) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{where}: {key}={value!r}: must be a real number")
+    return float(value)  # type: ignore[arg-type]

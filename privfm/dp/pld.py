@@ -2,7 +2,7 @@
 
 The distributions come from `dp-accounting` (Doroshenko et al. 2022, "connect the dots"), which rounds so that the
 result is never below the truth whatever the grid. What is left to choose is the grid: the first of a series of halved
-ones that another halving would move by less than `GRID_TOLERANCE`. The search for it runs on a fast double
+ones on which another halving would move the answer by less than 0.1%. The search for it runs on a fast double
 (`privfm.dp.sketch`); the answer does not.
 
 Convolutions by FFT carry rounding noise that grows with the number of steps and is *not* one-sided. `delta_slack`
@@ -31,7 +31,9 @@ __all__ = [
 ]
 
 GRID_TOLERANCE = 1e-3
+NEGLIGIBLE_EPSILON = 1e-4
 _CELLS = (2**5, 2**12)  # over one step's range, at least and at most, on the first grid
+_FINEST_START = 2.0**-16
 _HALVINGS = 12
 _START_ERROR = 2e-3  # relative error of the Gaussian limit's standard deviation that the first grid may make
 _UNIT_ROUNDOFF = sys.float_info.epsilon / 2
@@ -59,7 +61,7 @@ def pld_epsilon(events: tuple[SampledGaussian, ...], delta: float) -> float:
 def pld_delta(events: tuple[SampledGaussian, ...], epsilon: float) -> float:
     """Smallest delta of the composed `events` at `epsilon`, from above."""
     slack = delta_slack(events)
-    grid = _settled(lambda grid: max(slack, sketch_delta(events, epsilon, grid)), starting_grid(events))
+    grid = _settled(lambda grid: sketch_delta(events, epsilon, grid), starting_grid(events), 10 * slack)
     return min(1.0, float(_composed(events, grid).get_delta_for_epsilon(epsilon)) + slack)
 
 
@@ -69,8 +71,8 @@ def pld_epsilon_on_grid(events: tuple[SampledGaussian, ...], delta: float, grid:
 
 
 def settled_grid(events: Sequence[SampledGaussian], delta: float) -> float:
-    """The first grid of the series on which halving it would move epsilon by less than `GRID_TOLERANCE`."""
-    return _settled(lambda grid: sketch_epsilon(events, delta, grid), starting_grid(events))
+    """The first grid of the series that another halving would move by less than `GRID_TOLERANCE`, or negligibly."""
+    return _settled(lambda grid: sketch_epsilon(events, delta, grid), starting_grid(events), NEGLIGIBLE_EPSILON)
 
 
 def starting_grid(events: Sequence[SampledGaussian]) -> float:
@@ -84,7 +86,7 @@ def starting_grid(events: Sequence[SampledGaussian]) -> float:
     width = math.sqrt(12.0 * _START_ERROR * variance / max(1, total_steps(events)))
     reach = max(_step_range(event) for event in events)
     width = min(reach / _CELLS[0], max(reach / _CELLS[1], width))
-    return float(2.0 ** round(math.log2(max(width, sys.float_info.min))))
+    return float(2.0 ** round(math.log2(max(width, _FINEST_START))))
 
 
 def _step_range(event: SampledGaussian) -> float:
@@ -96,11 +98,11 @@ def _step_range(event: SampledGaussian) -> float:
     return exponent + math.log(event.sample_rate - (event.sample_rate - 1.0) * math.exp(-min(700.0, exponent)))
 
 
-def _settled(value_on: Callable[[float], float], grid: float) -> float:
+def _settled(value_on: Callable[[float], float], grid: float, negligible: float) -> float:
     value = value_on(grid)
     for _ in range(_HALVINGS):
         finer = value_on(grid / 2)
-        if abs(value - finer) <= GRID_TOLERANCE * finer:
+        if abs(value - finer) <= max(GRID_TOLERANCE * finer, negligible):
             break
         grid, value = grid / 2, finer
     return grid
