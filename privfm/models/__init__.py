@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from privfm.models.backbone import Backbone, build_backbone
-from privfm.models.export import load_backbone, load_checkpoint, read_tensors, save_backbone, write_atomically
+from privfm.models.export import load_backbone, load_checkpoint, read_tensors, save_backbone
 from privfm.models.positions import sincos_positions
 from privfm.models.spec import DEFAULT_BACKBONE, BackboneSpec
 from privfm.models.trainable import count_trainable, set_trainable
@@ -20,5 +20,4 @@ __all__ = [
     "save_backbone",
     "set_trainable",
     "sincos_positions",
-    "write_atomically",
 ]

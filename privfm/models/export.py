@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from privfm.errors import ModelError
+from privfm.files import write_atomic
 from privfm.models.backbone import Backbone, build_backbone
 from privfm.models.checkpoint import adapt
 from privfm.models.spec import BackboneSpec
 
-__all__ = ["load_backbone", "load_checkpoint", "read_tensors", "save_backbone", "write_atomically"]
+__all__ = ["load_backbone", "load_checkpoint", "read_tensors", "save_backbone"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -36,9 +35,9 @@ def save_backbone(backbone: Backbone, directory: Path) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in backbone.timm.state_dict().items()}
-    write_atomically(directory / WEIGHTS, to_bytes(weights, metadata={"format": "pt"}))
+    write_atomic(directory / WEIGHTS, to_bytes(weights, metadata={"format": "pt"}))
     config = json.dumps(_config(backbone), indent=2) + "\n"
-    write_atomically(directory / CONFIG, config.encode())
+    write_atomic(directory / CONFIG, config.encode())
 
 
 def load_backbone(path: Path) -> Backbone:
@@ -83,21 +82,6 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise ModelError(f"{file}: no such file") from error
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file}: not a readable safetensors file: {error}") from error
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Put the content there so that a reader, or a crash, sees all of it or what was there before."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _config(backbone: Backbone) -> dict[str, Any]:

@@ -58,20 +58,6 @@ def test_nothing_but_the_two_files_is_left(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(export_module.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        export_module.write_atomically(file, b"new")
-    assert file.read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 def broken_checkpoints() -> dict[str, str]:
     return {
         "missing": "has no weight blocks.0.attn.qkv.weight",
