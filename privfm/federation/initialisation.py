@@ -48,6 +48,9 @@ def initialise(plan: Plan, observer: Observer) -> Start:
 
 
 def _public(plan: Plan, learner: Learner, observer: Observer) -> Start:
-    state, provenance = public_initialisation(backbone_spec(plan), learner.objective, seed=plan.seed)
+    observer.stage("starting from procedural images, which are nobody's")
+    state, provenance = public_initialisation(
+        backbone_spec(plan), learner.objective, seed=plan.seed, progress=observer.progress
+    )
     learner.network.load_state_dict(state, strict=True)
     return Start(learner, (provenance.sentence,), learner.network.backbone.notes)
