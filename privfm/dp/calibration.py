@@ -149,7 +149,7 @@ def cap_for_plan(*, epsilon: float, delta: float, sample_rate: float, steps: int
     `RdpFilter.for_cap` supposes steps that look Gaussian; with few patients sampled and little noise another order may
     leave room for many times more steps. Any order is sound as long as it is fixed before the first release.
 
-    >>> cap_for_plan(epsilon=0.5, delta=1e-5, sample_rate=0.01, steps=800).order < RdpFilter.for_cap(0.5, 1e-5).order
+    >>> cap_for_plan(epsilon=8.0, delta=1e-5, sample_rate=0.002, steps=5000).order < RdpFilter.for_cap(8.0, 1e-5).order
     True
     """
     default = RdpFilter.for_cap(epsilon, delta).order

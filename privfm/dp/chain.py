@@ -87,6 +87,7 @@ class ChainFile:
         self._connection = connection
         self._head = GENESIS_PREVIOUS
         self._length = 0
+        self._shut = False
 
     @classmethod
     def create(cls, path: Path, genesis: dict[str, Any]) -> None:
@@ -165,7 +166,8 @@ class ChainFile:
             problem = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             rows = self._connection.execute(_SELECT_ALL).fetchall()
         if problem != "ok":
-            raise LedgerError(f"{self.path}: damaged ({problem}); restore a backup and recover it against the peers")
+            detail = " ".join(str(problem).split())
+            raise LedgerError(f"{self.path}: damaged ({detail}); restore a backup and recover it against the peers")
         entries = tuple(self._checked(rows))
         if not entries or entries[0].kind != "genesis":
             raise LedgerError(f"{self.path}: has no first entry; restore a backup")
@@ -231,9 +233,11 @@ class ChainFile:
         return None if row is None else bytes(row[0])
 
     def shut(self) -> None:
-        """Give the lock and the file back."""
-        self._undo()
-        self._connection.close()
+        """Give the lock and the file back; doing it twice does no harm."""
+        if not self._shut:
+            self._shut = True
+            self._undo()
+            self._connection.close()
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -271,8 +275,8 @@ def _publish(unfinished: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def _one_line(path: Path, problem: str) -> Iterator[None]:
-    """Turn what SQLite or the file system reports into a LedgerError."""
+    """Turn what SQLite or the file system reports into a LedgerError; SQLite may quote damaged text that is no text."""
     try:
         yield
-    except (sqlite3.Error, OSError, OverflowError) as error:
-        raise LedgerError(f"{path}: {problem} ({error})") from None
+    except (sqlite3.Error, OSError, OverflowError, UnicodeDecodeError) as error:
+        raise LedgerError(f"{path}: {problem} ({' '.join(str(error).split())})") from None
