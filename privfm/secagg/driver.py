@@ -44,7 +44,7 @@ State = TypeVar("State")
 
 
 class Client:
-    """A hospital in one attempt at one round: five calls in order, each once; any failure closes it for good.
+    """A hospital in one attempt at one round: five calls in order, each once; one that fails closes it for good.
 
     Not to be stored or copied: a hospital that loses it has dropped out of the round.
 
@@ -117,10 +117,11 @@ class Client:
         """The state, which nobody gets again.
 
         Raises:
-            ProtocolError: it is not of this kind; an honest coordinator asks once, in order, and not after a failure.
+            ProtocolError: another stage is due; an honest coordinator asks once and in order. Nothing changes.
         """
-        state, self._state = self._state, None
+        state = self._state
         if not isinstance(state, kind):
             due = _STAGE_FROM.get(type(state), "nothing")
             raise ProtocolError(f"asked to {_STAGE_FROM[kind]}, due is {due}", (COORDINATOR,))
+        self._state = None
         return state

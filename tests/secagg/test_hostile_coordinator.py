@@ -115,14 +115,22 @@ def test_each_stage_is_answered_once() -> None:
             assert caught.value.blamed == (COORDINATOR,)
 
 
-def test_steps_out_of_order_close_a_hospital() -> None:
+def test_a_step_out_of_order_is_refused_and_changes_nothing() -> None:
     rig = make_rig(5)
-    hospital = Hospital(rig, "h00")
-    hospital.advertise()
-    with pytest.raises(ProtocolError, match="asked to agree, due is share"):
-        hospital.agree(Survivors(EVERYBODY).encode())
-    with pytest.raises(ProtocolError, match="asked to share, due is nothing"):
-        hospital.share(b"")
+
+    class AsksAhead(Coordinator):
+        def cohorts(self, packages: dict[str, bytes]) -> dict[str, bytes]:
+            for hospital in hospitals.values():
+                with pytest.raises(ProtocolError, match="asked to agree, due is share"):
+                    hospital.agree(Survivors(EVERYBODY).encode())
+                with pytest.raises(ProtocolError, match="asked to advertise, due is share"):
+                    hospital.advertise()
+            return super().cohorts(packages)
+
+    hospitals = hospitals_of(rig)
+    story = play(AsksAhead(rig), hospitals)
+    assert story.refusals == {}
+    assert story.outcome is not None
 
 
 def test_a_failed_step_closes_a_hospital() -> None:
