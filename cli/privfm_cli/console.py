@@ -10,7 +10,10 @@ from typing import Any
 
 import typer
 
-__all__ = ["Column", "say", "show", "show_json", "show_table"]
+__all__ = ["WIDTH", "Column", "say", "show", "show_json", "show_table"]
+
+WIDTH = 100
+"""Where sentences are wrapped."""
 
 
 @dataclass(frozen=True)

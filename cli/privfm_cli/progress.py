@@ -76,7 +76,7 @@ class PlainProgress(Observer):
         left = self._clock.left(record.round, self._rounds)
         say(
             f"round {record.round}/{self._rounds}  public loss {record.public_loss:.4f}  "
-            f"epsilon so far {spent(record.epsilon)} of {self._allowed:g}  {left}"
+            f"epsilon so far {spent(record.epsilon)}, {self._allowed:g} allowed  {left}"
         )
 
     def warn(self, text: str) -> None:
@@ -127,7 +127,7 @@ class DrawnProgress(Observer):
 
     def hospital_finished(self, number: int, hospital: str, epsilon: float) -> None:
         self._epsilon[hospital] = epsilon
-        self._spending.plain = f"  epsilon so far {spent(self._epsilon)} of {self._allowed:g}"
+        self._spending.plain = f"  epsilon so far {spent(self._epsilon)}, {self._allowed:g} allowed"
 
     def round_finished(self, record: RoundRecord) -> None:
         left = self._clock.left(record.round, self._rounds)
@@ -149,14 +149,18 @@ class DrawnProgress(Observer):
 
 
 def spent(epsilon: Mapping[str, float]) -> str:
-    """Return what hospitals spent, by name while they are few.
+    """Return what hospitals spent: one number when it is the same for all, by name while they are few.
 
     Example:
+        >>> spent({"north": 2.001, "south": 2.0})
+        '2.00 at each of 2 hospitals'
         >>> spent({"north": 1.234, "south": 2.0})
         'north 1.23, south 2.00'
         >>> spent({f"h{i}": i / 10 for i in range(20)})
         '0.00 to 1.90 at 20 hospitals'
     """
+    if len({f"{value:.2f}" for value in epsilon.values()}) == 1:
+        return f"{max(epsilon.values()):.2f} at each of {len(epsilon)} hospitals"
     if len(epsilon) > MOST_HOSPITALS_BY_NAME:
         return f"{min(epsilon.values()):.2f} to {max(epsilon.values()):.2f} at {len(epsilon)} hospitals"
     return ", ".join(f"{hospital} {value:.2f}" for hospital, value in epsilon.items())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from privfm.federation.records import HospitalResult, Interval, ProbeComparison, RunResult
+from privfm.plan import Plan
 from privfm.report import probe_verdict
-from privfm_cli.console import Column, show, show_table
+from privfm_cli.console import WIDTH, Column, show, show_table
 
 __all__ = ["show_result"]
 
@@ -22,11 +24,11 @@ FILES = (
 )
 
 
-def show_result(result: RunResult) -> None:
+def show_result(result: RunResult, plan: Plan) -> None:
     """Write the result to standard output."""
     if not result.private:
         show("NOT PRIVATE: this run's coins were injected; its epsilon protects nobody.\n")
-    _show_hospitals(result.hospitals)
+    _show_hospitals(result.hospitals, plan)
     if result.probe is not None:
         show()
         _show_probe(result.probe)
@@ -36,10 +38,11 @@ def show_result(result: RunResult) -> None:
     _show_next(result.out)
 
 
-def _show_hospitals(hospitals: Sequence[HospitalResult]) -> None:
+def _show_hospitals(hospitals: Sequence[HospitalResult], plan: Plan) -> None:
+    unit = plan.privacy.unit
     columns = [
         Column("hospital", right=False),
-        Column("nominal patients"),
+        Column(f"nominal {unit}s"),
         Column("sampling rate"),
         Column("noise multiplier"),
         Column("steps"),
@@ -47,8 +50,10 @@ def _show_hospitals(hospitals: Sequence[HospitalResult]) -> None:
         Column("of allowed"),
     ]
     show_table(columns, [_hospital_row(hospital) for hospital in hospitals])
-    deltas = sorted({f"{hospital.delta:g}" for hospital in hospitals})
-    show(f"Per patient, at delta {', '.join(deltas)}; it holds against everyone, the coordinator included.")
+    deltas = ", ".join(sorted({f"{hospital.delta:g}" for hospital in hospitals}))
+    show(f"Epsilon is per {unit}, at delta {deltas}, against everyone, the coordinator included.")
+    if plan.federation.retry_rounds:
+        show(f"What is left of it was kept for {plan.federation.retry_rounds} rounds that a crash might have cost.")
 
 
 def _hospital_row(hospital: HospitalResult) -> tuple[str, ...]:
@@ -73,7 +78,7 @@ def _show_probe(probe: ProbeComparison) -> None:
     ]
     for name, interval in states:
         show(f"  {name:<17} {_interval(interval)}")
-    show(probe_verdict(probe))
+    show(textwrap.fill(probe_verdict(probe), WIDTH))
 
 
 def _interval(interval: Interval) -> str:

@@ -91,7 +91,7 @@ def _train(plan: Plan, directory: Path, *, resume: bool, as_json: bool) -> None:
     else:
         from privfm_cli.summary import show_result
 
-        show_result(result)
+        show_result(result, plan)
 
 
 def _how_to_go_on(directory: Path) -> str:

@@ -19,6 +19,7 @@ from privfm.report.charts import WIDE, BarChart, LineChart, bar_chart, line_char
 from privfm.report.reconstructions import Reconstruction, reconstruct_public_images
 from privfm.report.run_directory import RunDirectory, read_run
 from privfm.report.verdict import probe_verdict
+from privfm.report.words import short, size
 
 __all__ = ["render_report", "write_report"]
 
@@ -58,7 +59,7 @@ def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...]) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=_size, short=_short)
+    environment.filters.update(size=size, short=short)
     style = _style(environment)
     probe = _probe(run.result)
     return environment.get_template("page.html.j2").render(
@@ -96,7 +97,7 @@ def _figures(run: RunDirectory, probe: ProbeComparison | None) -> list[Figure]:
     done, planned = len(run.rounds), run.plan.federation.rounds
     figures.append(Figure(str(done), "rounds" if done == planned else f"of {planned} rounds", _effort(run)))
     if run.rounds:
-        figures.append(Figure(_size(run.rounds[-1].bytes_up), "", "masked, sent by each hospital in a round"))
+        figures.append(Figure(size(run.rounds[-1].bytes_up), "", "masked, sent by each hospital in a round"))
     return figures
 
 
@@ -108,8 +109,8 @@ def _spending(run: RunDirectory) -> list[Figure]:
     return [
         Figure(
             f"\N{GREEK SMALL LETTER EPSILON} {most:.2f}",
-            f"of {_short(run.plan.privacy.epsilon)}",
-            f"the most that a hospital spent, per {run.plan.privacy.unit}, at delta {_short(run.plan.privacy.delta)}",
+            f"of {short(run.plan.privacy.epsilon)}",
+            f"the most that a hospital spent, per {run.plan.privacy.unit}, at delta {short(run.plan.privacy.delta)}",
         ),
         Figure(
             str(len(hospitals)),
@@ -181,28 +182,3 @@ def _probe_chart(probe: ProbeComparison) -> BarChart:
 def _style(environment: Environment) -> str:
     source, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
     return source
-
-
-def _size(count: int) -> str:
-    """Return a number of bytes in words, in powers of ten.
-
-    Example:
-        >>> _size(999), _size(2_412_000)
-        ('999 B', '2.4 MB')
-    """
-    amount, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if amount < 1000:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-
-
-def _short(value: float) -> str:
-    """Return a number as people write it, in one piece.
-
-    Example:
-        >>> _short(0.5), _short(1e-05) == "1e\N{NON-BREAKING HYPHEN}5"
-        ('0.5', True)
-    """
-    return f"{value:.4g}".replace("e-0", "e-").replace("-", "\N{NON-BREAKING HYPHEN}")

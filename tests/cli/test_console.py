@@ -46,7 +46,7 @@ def test_progress_in_a_pipe_is_a_line_a_round_on_standard_error(capsys: pytest.C
     lines = printed.err.splitlines()
     assert printed.out == ""
     assert lines[0] == "reading tiles"
-    assert lines[1].startswith("round 1/2  public loss 0.9000  epsilon so far north 1.00, south 1.50 of 8  ")
+    assert lines[1].startswith("round 1/2  public loss 0.9000  epsilon so far north 1.00, south 1.50, 8 allowed  ")
     assert lines[2].endswith("0 s left")
     assert lines[3] == "privfm: warning: few patients"
     assert "\x1b" not in printed.err

@@ -1,0 +1,163 @@
+"""From the command line to a run's folder and back: the smallest real run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from privfm_cli.main import main
+
+PLAN = """
+[model]
+patch_size = 8
+width = 24
+depth = 1
+heads = 2
+init = "scratch"
+
+[privacy]
+images_per_unit = 1
+views = 1
+
+[performance]
+threads = 1
+"""
+
+FILES = {
+    "plan.toml",
+    "model.safetensors",
+    "config.json",
+    "rounds.jsonl",
+    "privacy.json",
+    "report.html",
+    "result.json",
+    "ledgers",
+    "hospitals",
+}
+
+
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "tiny.toml"
+    path.write_text(PLAN)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(plan_file: Path) -> tuple[Path, str, str]:
+    """A finished run's folder, and what was written to standard output and standard error."""
+    out = plan_file.parent / "run"
+    command = ["train", str(plan_file), "--rounds", "2", "--out", str(out), "--hospitals", "3", "--no-probe", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "privfm_cli.main", *command], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout, done.stderr
+
+
+def test_the_result_is_one_json_object(run: tuple[Path, str, str]) -> None:
+    out, printed, _ = run
+    result: dict[str, Any] = json.loads(printed)
+    assert result["model"] == str(out / "model.safetensors")
+    assert result["rounds"] == 2
+    assert result["seconds"] > 0
+    assert result["private"] is True
+    assert len(result["hospitals"]) == 3
+    wanted = {"id", "nominal_units", "sample_rate", "noise_multiplier", "steps", "epsilon", "delta"}
+    assert all(wanted <= hospital.keys() for hospital in result["hospitals"])
+    assert all(0 < hospital["epsilon"] <= hospital["epsilon_allowed"] for hospital in result["hospitals"])
+
+
+def test_progress_is_plain_lines_on_standard_error(run: tuple[Path, str, str]) -> None:
+    _, _, progress = run
+    assert "\x1b" not in progress
+    assert re.search(
+        r"^round 2/2  public loss \d\.\d+  epsilon so far .*, 8 allowed  0 s left$", progress, re.MULTILINE
+    )
+
+
+def test_the_folder_is_whole(run: tuple[Path, str, str]) -> None:
+    assert {path.name for path in run[0].iterdir()} >= FILES
+
+
+def test_the_report_can_be_made_again(run: tuple[Path, str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    page = run[0] / "report.html"
+    before = page.read_text()
+    page.unlink()
+    assert main(["report", str(run[0])]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert page.read_text() == before
+    assert before.count("data:image/png;base64,") == 24
+    assert "NOT PRIVATE" not in before
+
+
+def test_the_ledgers_agree_with_the_result(run: tuple[Path, str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads(run[1])
+    assert main(["budget", "show", str(run[0]), "--json"]) == 0
+    shown = {each["hospital"]: each["epsilon"] for each in json.loads(capsys.readouterr().out)["hospitals"]}
+    assert shown == {each["id"]: each["epsilon"] for each in result["hospitals"]}
+    assert main(["budget", "verify", str(run[0])]) == 0
+
+
+def test_the_summary_names_commands_that_work(run: tuple[Path, str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", str(run[0]), "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert "epsilon spent" in printed
+    _, _, commands = printed.partition("Next\n")
+    typed = [shlex.split(line) for line in commands.splitlines()]
+    assert len(typed) == 3
+    for program, *arguments in typed:
+        assert program == "privfm"
+        assert main(arguments) == 0
+
+
+def test_checking_a_plan_says_what_the_run_then_does(
+    run: tuple[Path, str, str], plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "check", str(plan_file), "--rounds", "2", "--hospitals", "3", "--no-probe"]
+    assert main([*arguments, "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert [each["noise_multiplier"] for each in checked["hospitals"]] == [
+        each["noise_multiplier"] for each in json.loads(run[1])["hospitals"]
+    ]
+    assert [each["epsilon"] for each in checked["hospitals"]] == [
+        each["epsilon"] for each in json.loads(run[1])["hospitals"]
+    ]
+    assert main(arguments) == 0
+    words = capsys.readouterr().out
+    assert "Can it learn?" in words
+    assert "0 of 3 hospitals; 3 must finish" in words
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on_and_that_works(plan_file: Path) -> None:
+    out = plan_file.parent / "interrupted run"
+    command = ["train", str(plan_file), "--out", str(out), "--rounds", "400", "--hospitals", "3", "--no-probe"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "privfm_cli.main", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        while not process.stderr.readline().startswith("round 2/"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        *_, last = process.stderr.readlines()
+        assert process.stdout.read() == ""
+        assert process.wait(60) == 130
+    assert last == f"privfm: interrupted; go on with: privfm train --out {shlex.quote(str(out))} --resume\n"
+    finished = len((out / "rounds.jsonl").read_text().splitlines())
+    with subprocess.Popen(
+        [sys.executable, "-m", "privfm_cli.main", *shlex.split(last)[6:]], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        first = next(line for line in lines if line.startswith("round "))
+        process.kill()
+    assert first.startswith(f"round {finished + 1}/400")
