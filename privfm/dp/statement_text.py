@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -75,9 +76,10 @@ def _promise(statement: PrivacyStatement) -> Section:
             f"Whoever sees everything that a hospital ever sent can tell whether one {statement.unit} took part, with "
             f"all their images, only as well as (epsilon, delta)-differential privacy allows: epsilon is at most "
             f"{worst.epsilon_spent:.3f} (at {worst.id}), delta is {odds}.",
-            f"In words: any conclusion about a {statement.unit} that can be drawn from the model could have been drawn "
-            f"almost as well had they never taken part; the odds of being right change by a factor of at most "
-            f"e^{worst.epsilon_spent:.2f}, except with probability {odds}.",
+            f"In words: whatever somebody concludes about a {statement.unit}, the odds of that conclusion are at most "
+            f"e^epsilon = {math.exp(min(700.0, worst.epsilon_spent)):.3g} times what they would be had the "
+            f"{statement.unit} never taken part, except with probability {odds}. A guarantee of this size is called "
+            f"{_tier(worst.epsilon_spent)} (Ponomareva et al. 2023: strong up to 1, reasonable up to 10, weak above).",
             "It does not hide what is true of patients in general, or that a hospital took part.",
         ),
     )
@@ -92,6 +94,10 @@ def _spending(statement: PrivacyStatement) -> Section:
         tuple(_about_spending(statement)),
         table=(head, *(_row(row) for row in statement.hospitals)),
     )
+
+
+def _tier(epsilon: float) -> str:
+    return "strong" if epsilon <= 1.0 else "reasonable" if epsilon <= 10.0 else "weak"
 
 
 def _about_spending(statement: PrivacyStatement) -> Iterator[str]:
@@ -125,8 +131,10 @@ def _row(row: HospitalStatement) -> tuple[str, ...]:
 
 
 def _curve(statement: PrivacyStatement) -> Section:
-    deltas = [point.delta for point in statement.hospitals[0].curve]
-    rows = ((row.id, *(f"{point.epsilon:.3f}" for point in row.curve)) for row in statement.hospitals)
+    curves = {row.id: {point.delta: point.epsilon for point in row.curve} for row in statement.hospitals}
+    shared = set.intersection(*(set(curve) for curve in curves.values()))
+    deltas = sorted(shared, reverse=True)
+    rows = ((name, *(f"{curve[delta]:.3f}" for delta in deltas)) for name, curve in curves.items())
     return Section(
         "The whole trade-off",
         ("Lifetime epsilon for other choices of delta.",),
