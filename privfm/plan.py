@@ -85,7 +85,7 @@ class ModelPlan(Section):
     heads: int | None = Field(default=None, ge=1, le=64, description="attention heads, for ViTs")
     init: str = Field(default="public", min_length=1, description="public, scratch, or a .safetensors file")
     trainable: str = Field(
-        default="all", pattern=r"^(all|norm-bias|last-[1-9][0-9]?)$", description="all, last-K or norm-bias"
+        default="norm-bias", pattern=r"^(all|norm-bias|last-[1-9][0-9]?)$", description="all, last-K or norm-bias"
     )
 
 
@@ -103,9 +103,11 @@ class PrivacyPlan(Section):
     epsilon: Epsilon = Field(default=8.0, description="what each hospital spends at most, retries included")
     delta: Delta = Field(default=1e-5, description="should be well under 1 / patients")
     sample_rate: Probability = Field(default=0.5, description="chance of a unit to be drawn in a step")
-    clip_norm: Positive = Field(default=1.0, description="L2 bound on one unit's gradient")
-    images_per_unit: int = Field(default=4, ge=1, le=1024, description="images drawn of a sampled unit")
-    views: int = Field(default=2, ge=1, le=64, description="augmented views of a drawn image; they cost no privacy")
+    clip_norm: Positive | None = Field(
+        default=None, description="L2 bound on a unit's gradient; default from procedural images"
+    )
+    images_per_unit: int = Field(default=8, ge=1, le=1024, description="images drawn of a sampled unit")
+    views: int = Field(default=1, ge=1, le=64, description="augmented views of a drawn image; they cost no privacy")
 
 
 class HospitalPlan(Section):
@@ -122,7 +124,7 @@ class FederationPlan(Section):
     """Rounds and how updates become the next model."""
 
     rounds: int = Field(default=10, ge=1, le=100_000, description="rounds of the federation")
-    local_steps: int = Field(default=1, ge=1, le=10_000, description="noisy steps of a hospital in a round")
+    local_steps: int = Field(default=2, ge=1, le=10_000, description="noisy steps of a hospital in a round")
     retry_rounds: int = Field(default=2, ge=0, le=10_000, description="rounds a crash may cost; accounted ahead")
     strategy: Literal["fedavg", "fedavgm", "fedadam"] = Field(
         default="fedavg", description="fedavg, fedavgm or fedadam"

@@ -19,7 +19,7 @@ from torch.nn.utils import parameters_to_vector
 
 from privfm.errors import ModelError
 
-__all__ = ["ClippedSum", "ClippingEngine", "per_unit_gradients"]
+__all__ = ["ClippedSum", "ClippingEngine", "clip", "gradient_norms", "per_unit_gradients"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,15 @@ def per_unit_gradients(
         parameter.grad = None
         parameter.grad_sample = None  # type: ignore[attr-defined]
     return gradients
+
+
+def gradient_norms(
+    network: nn.Module, losses: Callable[[], Float[Tensor, " units"]], units: int
+) -> Float[Tensor, " units"]:
+    """Return the L2 norm of each unit's gradient. Not private: for public images alone."""
+    with _hooks(network):
+        norms: Tensor = torch.linalg.vector_norm(per_unit_gradients(network, losses, units), dim=1)
+    return norms
 
 
 class ClippingEngine:

@@ -1,8 +1,8 @@
 """A fast double of the PLD accountant, for searching: milliseconds where the certified one takes a tenth of a second.
 
-Same discretisation ("connect the dots", Doroshenko et al. 2022, arXiv 2207.04380, algorithm 1) on the same grids, but in
-numpy throughout, for the removal of a unit only, and with a window that is cut by rule of thumb. Nothing it returns is
-printed or promised: it picks grids and starting points for `privfm.dp.pld`, whose answer stands.
+Same discretisation ("connect the dots", Doroshenko et al. 2022, arXiv 2207.04380, algorithm 1) on the same grids, but
+in numpy throughout, for the removal of a unit only, and with a window that is cut by rule of thumb. Nothing it returns
+is printed or promised: it picks grids and starting points for `privfm.dp.pld`, whose answer stands.
 """
 
 from __future__ import annotations

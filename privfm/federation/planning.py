@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 from privfm.dp.accounting import epsilon
 from privfm.dp.calibration import calibrate_noise
+from privfm.dp.events import SampledGaussian
 from privfm.dp.mechanism import StepMechanism
 from privfm.errors import PlanError
 from privfm.federation.announcement import Announcement
+from privfm.federation.network import backbone_spec
 from privfm.ids import HospitalId
-from privfm.plan import HospitalPlan, Plan, SecAggPlan
+from privfm.plan import HospitalPlan, ModelPlan, Plan, SecAggPlan
 from privfm.secagg import Roster, RoundSpec, VectorSpec, largest_max_corrupt, smallest_threshold
 
 __all__ = [
@@ -30,21 +32,31 @@ ADAM_STEP = 4.0
 """No Adam step with the usual moments is longer than that many learning rates (Kingma & Ba 2015, section 2.1)."""
 
 
-def complete_plan(plan: Plan, nominal_units: Mapping[HospitalId, int]) -> Plan:
-    """Return the plan with hospitals, noise multipliers, threshold and clamp filled in.
+def complete_plan(plan: Plan, nominal_units: Mapping[HospitalId, int], clip_norm: float) -> Plan:
+    """Return the plan with everything filled in: hospitals, backbone, noise, clip norm, threshold, clamp.
 
     Args:
         plan: what a person asked for. Its own hospitals, where it has some, take precedence.
         nominal_units: declared number of units of each hospital, when the plan names no hospitals.
+        clip_norm: when the plan has none.
 
     Raises:
         PlanError: a noise multiplier would spend more than allowed, or the cohort cannot meet the masking's rules.
     """
+    privacy = plan.privacy.model_copy(update={"clip_norm": plan.privacy.clip_norm or clip_norm})
+    plan = plan.model_copy(update={"privacy": privacy, "model": _named_backbone(plan)})
     declared = plan.hospitals or tuple(HospitalPlan(id=name, nominal_units=n) for name, n in nominal_units.items())
     hospitals = tuple(sorted((_with_noise(plan, hospital) for hospital in declared), key=lambda each: each.id))
     whole = plan.model_copy(update={"hospitals": hospitals})
     secagg = whole.secagg.model_copy(update={"threshold": threshold_of(whole), "clamp": _clamp(whole)})
     return Plan.model_validate(whole.model_copy(update={"secagg": secagg}).model_dump())
+
+
+def _named_backbone(plan: Plan) -> ModelPlan:
+    """Return the plan's model with the default backbone spelt out, so that a stored plan means the same for ever."""
+    spec = backbone_spec(plan)
+    shape = {"patch_size": spec.patch_size, "width": spec.width, "depth": spec.depth, "heads": spec.heads}
+    return plan.model.model_copy(update={"backbone": spec.name, **shape})
 
 
 def _with_noise(plan: Plan, hospital: HospitalPlan) -> HospitalPlan:
@@ -53,7 +65,8 @@ def _with_noise(plan: Plan, hospital: HospitalPlan) -> HospitalPlan:
     if hospital.noise_multiplier is None:
         noise = calibrate_noise(epsilon=allowed, delta=plan.privacy.delta, sample_rate=rate, steps=plan.reserved_steps)
         return hospital.model_copy(update={"noise_multiplier": noise})
-    spent = epsilon([mechanism_of(plan, hospital).event(plan.reserved_steps)], plan.privacy.delta)
+    event = SampledGaussian(rate, hospital.noise_multiplier, plan.reserved_steps)
+    spent = epsilon([event], plan.privacy.delta)
     if spent > allowed:
         raise PlanError(
             f"hospitals: {hospital.id}: noise_multiplier {hospital.noise_multiplier} would spend epsilon "
@@ -64,8 +77,8 @@ def _with_noise(plan: Plan, hospital: HospitalPlan) -> HospitalPlan:
 
 def mechanism_of(plan: Plan, hospital: HospitalPlan) -> StepMechanism:
     """Return the mechanism of every noisy step of `hospital`; ValueError before the plan is complete."""
-    if hospital.noise_multiplier is None:
-        raise ValueError(f"hospital {hospital.id!r} has no noise_multiplier; complete the plan first")
+    if hospital.noise_multiplier is None or plan.privacy.clip_norm is None:
+        raise ValueError(f"hospital {hospital.id!r} has no noise_multiplier or clip_norm; complete the plan first")
     return StepMechanism(
         sample_rate=plan.sample_rate(hospital),
         nominal_units=hospital.nominal_units,

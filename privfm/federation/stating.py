@@ -74,7 +74,7 @@ def _row(plan: Plan, hospital: HospitalPlan, ledger: Ledger, run: str, private: 
     return hospital_statement(
         hospital=hospital.id,
         nominal_units=hospital.nominal_units,
-        clip_norm=plan.privacy.clip_norm,
+        clip_norm=mechanism_of(plan, hospital).clip_norm,
         event=mechanism_of(plan, hospital).event(plan.planned_steps),
         charged=ledger.events(run),
         earlier=earlier,

@@ -17,6 +17,7 @@ from torch import Tensor
 from privfm import __version__
 from privfm.dp.accounting import epsilon
 from privfm.errors import PlanError, ProtocolError
+from privfm.federation.clip_norm import public_clip_norm
 from privfm.federation.cohort import DEFAULT_NOMINAL_UNITS, Cohort, gather_cohort
 from privfm.federation.control import noise_only
 from privfm.federation.coordinator import Coordinator
@@ -85,13 +86,14 @@ def _check_same_plan(directory: RunDirectory, plan: Plan) -> None:
 
 def _found(plan: Plan, cohort: Cohort, out: Path, observer: Observer, *, private: bool) -> RunDirectory:
     """Lay out a new run: everything that can be wrong with a plan is found before anything is kept."""
+    complete_plan(plan, cohort.nominal_units, clip_norm=1.0)  # what is wrong with a plan shows before the long work
+    start = initialise(plan, observer)
     observer.stage("planning noise")
-    whole = complete_plan(plan, cohort.nominal_units)
+    whole = complete_plan(plan, cohort.nominal_units, public_clip_norm(plan, start.learner))
     if cohort.assumed:
         observer.warn(
             f"every hospital is taken to have {DEFAULT_NOMINAL_UNITS} patients; declare better with --nominal-units"
         )
-    start = initialise(whole, observer)
     run = os.urandom(16)
     with new_run(out) as draft:
         (draft.root / "plan.toml").write_text(whole.to_toml(), encoding="utf-8")

@@ -394,9 +394,9 @@ def agree(state: Masked, incoming: bytes, *, bound_to: Sequence[str] | None = No
 
     Args:
         incoming: the survivors.
-        bound_to: when these very vectors were uploaded in an earlier attempt, the survivors that this hospital agreed
-            to then. The sums over two different sets would give away the difference, so no other set will do; if it
-            agreed to none then, the vectors must not be masked again at all.
+        bound_to: when this hospital signed for survivors in an earlier attempt with these very vectors, those
+            survivors: the sums over two different sets would give away the difference. It is enough that whoever
+            signed remembers, since of two sets that each found a threshold of signers an honest hospital signed both.
 
     Raises:
         ProtocolError: a rule about the survivors is broken.

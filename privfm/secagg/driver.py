@@ -97,10 +97,10 @@ class Client:
         self._state, self._marks = state, state.marks
         return outgoing
 
-    def mask(self, incoming: bytes, vectors: Sequence[Int32[np.ndarray, " _"]], *, threads: int = 1) -> bytes:
-        """The upload, copied for transports that take bytes alone. See `client.mask`, which hands out a view."""
+    def mask(self, incoming: bytes, vectors: Sequence[Int32[np.ndarray, " _"]], *, threads: int = 1) -> memoryview:
+        """The upload. See `client.mask`."""
         self._state, outgoing = client.mask(self._take(client.Shared), incoming, vectors, threads=threads)
-        return bytes(outgoing)
+        return outgoing
 
     def agree(self, incoming: bytes, *, bound_to: Sequence[str] | None = None) -> bytes:
         """The agreement. See `client.agree`."""

@@ -41,15 +41,17 @@ def pack(words: UInt32[np.ndarray, " c"], ring_bits: int, out: UInt8[np.ndarray,
         offset += plane.nbytes
 
 
-def add_packed(block: UInt8[np.ndarray, " b"], ring_bits: int, total: UInt32[np.ndarray, " c"]) -> None:
-    """Add one block to a total, modulo 2^32."""
+def add_packed(
+    block: UInt8[np.ndarray, " b"], ring_bits: int, total: UInt32[np.ndarray, " c"], scratch: UInt32[np.ndarray, " c"]
+) -> None:
+    """Add one block to a total, modulo 2^32. Overwrites `scratch`, which the caller keeps between blocks."""
     offset = 0
     for shift, dtype in _PLANES[ring_bits]:
         plane = block[offset : offset + len(total) * np.dtype(dtype).itemsize].view(dtype)
-        words = plane.astype(np.uint32)
+        np.copyto(scratch, plane)
         if shift:
-            np.left_shift(words, shift, out=words)
-        np.add(total, words, out=total)
+            np.left_shift(scratch, shift, out=scratch)
+        np.add(total, scratch, out=total)
         offset += plane.nbytes
 
 

@@ -30,7 +30,7 @@ class Federation:
 
     def __init__(self, plan: Plan, root: Path, stack: ExitStack) -> None:
         cohort = gather_cohort(plan)
-        self.plan = complete_plan(plan, cohort.nominal_units)
+        self.plan = complete_plan(plan, cohort.nominal_units, 1.0)
         start = build_learner(self.plan)
         with new_run(root) as draft:
             found_federation(draft, self.plan, RUN, private=False)
