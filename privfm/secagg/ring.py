@@ -55,13 +55,14 @@ def add_packed(
         offset += plane.nbytes
 
 
-def lift(words: UInt32[np.ndarray, " c"], ring_bits: int) -> Int32[np.ndarray, " c"]:
-    """Words modulo the ring as signed numbers from -R/2 to R/2 - 1. Overwrites `words`.
+def lift(words: UInt32[np.ndarray, " c"], ring_bits: int, out: Int32[np.ndarray, " c"]) -> None:
+    """Write words modulo the ring as signed numbers from -R/2 to R/2 - 1.
 
-    >>> lift(np.array([1, 2**24 - 1], np.uint32), 24)
+    >>> out = np.empty(2, np.int32)
+    >>> lift(np.array([1, 2**24 - 1], np.uint32), 24, out)
+    >>> out
     array([ 1, -1], dtype=int32)
     """
     unused = 32 - ring_bits
-    np.left_shift(words, unused, out=words)
-    signed = words.view(np.int32)
-    return np.right_shift(signed, unused, out=signed)
+    np.left_shift(words, unused, out=out.view(np.uint32))
+    np.right_shift(out, unused, out=out)

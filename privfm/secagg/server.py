@@ -366,7 +366,7 @@ def _unmasked(
 
     def take_off(start: int, stop: int) -> None:
         for piece, words in masked_pieces(total, removal, start, stop):
-            result[piece] = lift(words, ring_bits)
+            lift(words, ring_bits, result[piece])
 
     spread(len(total), threads, take_off)
     return result

@@ -90,11 +90,13 @@ def test_packing_keeps_the_low_bits_and_lifting_their_sign(values: list[int], ri
     block = np.zeros(packed_bytes(len(values), ring_bits), np.uint8)
     pack(np.array(values, np.uint32), ring_bits, block)
     total = np.zeros(len(values), np.uint32)
-    add_packed(block, ring_bits, total)
+    add_packed(block, ring_bits, total, np.empty_like(total))
     ring = 2**ring_bits
     assert total.tolist() == [value % ring for value in values]
     signed = [value % ring - (ring if value % ring >= ring // 2 else 0) for value in values]
-    assert lift(total, ring_bits).tolist() == signed
+    lifted = np.empty(len(values), np.int32)
+    lift(total, ring_bits, lifted)
+    assert lifted.tolist() == signed
 
 
 def two_vectors(length: int) -> tuple[list[VectorSpec], list[np.ndarray]]:
@@ -114,7 +116,9 @@ def test_an_upload_adds_up_to_levels_and_masks(length: int, threads: int) -> Non
     add_upload(specs, upload, KEY, totals, threads)
     for spec, total, values, own in zip(specs, totals, levels, masks, strict=True):
         for piece, words in masked_pieces(total, [own[0].negated()], 0, spec.length):
-            assert np.array_equal(lift(words, spec.ring_bits), values[piece])
+            lifted = np.empty(len(words), np.int32)
+            lift(words, spec.ring_bits, lifted)
+            assert np.array_equal(lifted, values[piece])
 
 
 def test_a_spoiled_upload_adds_nothing() -> None:
