@@ -297,14 +297,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             tolerated = clients - smallest_threshold(clients)
             for dropped in sorted({0, tolerated}):
                 row = measure(size, dropped, arguments.repeats, arguments.memory)
-                if dropped == 0 and (arguments.flower_limit >= params * clients):
-                    update = np.random.default_rng(0).standard_normal(params, dtype=np.float32)
-                    flower = flower_mask_ms(size, update, arguments.repeats)
-                    if flower is not None:
-                        row |= {
-                            "flower_mask_ms": flower,
-                            "flower_over_ours": round(flower / row["client_ms"]["mask"], 1),
-                        }
+                flower = flower_mask_ms(size, arguments.repeats) if params * clients <= arguments.flower_limit else None
+                if flower is not None:
+                    row |= {"flower_mask_ms": flower, "flower_over_ours": round(flower / row["client_ms"]["mask"], 1)}
                 yield row
 
 
