@@ -30,12 +30,21 @@ def test_what_fits_fits_and_one_step_more_never(cap: RdpFilter, event: SampledGa
     assert not cap.admits([event.repeated(fitting + 1)])
 
 
+@given(caps)
+def test_the_line_is_drawn_at_the_cap_itself(cap: RdpFilter) -> None:
+    tiny = SampledGaussian(1.0, 2000.0, 1)
+    fitting = cap.steps_that_fit(tiny)
+    spent = fitting * cap.order / (2 * 2000.0**2)
+    assert epsilon_from_rdp(cap.order, spent, cap.delta) == pytest.approx(cap.epsilon, rel=1e-3, abs=1e-5)
+    assert epsilon_from_rdp(cap.order, spent, cap.delta) <= cap.epsilon
+
+
 @settings(max_examples=40, deadline=None)
 @given(caps, mechanisms, st.integers(2, 7))
 def test_charging_step_by_step_ends_where_the_plan_said(cap: RdpFilter, event: SampledGaussian, local: int) -> None:
     """Sums are over counts, so thousands of small charges cannot drift from the planner's one large one."""
     rounds = cap.rounds_that_fit([event.repeated(local)])
-    for done in {0, 1, rounds // 2, rounds - 1, rounds} - {-1}:
+    for done in {0, 1, rounds // 2, rounds - 1, rounds, rounds + 1} - {-1}:
         ledger = [event.repeated(local)] * min(done, 200) + [event.repeated(local * max(0, done - 200))]
         assert cap.admits(ledger) == (done <= rounds)
         assert cap.rounds_that_fit([event.repeated(local)], spent=ledger) == max(0, rounds - done)

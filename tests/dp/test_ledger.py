@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from privfm.dp.calibration import calibrate_noise_under
+from privfm.dp.chain import entry_hash
 from privfm.dp.events import SampledGaussian
 from privfm.dp.filter import RdpFilter
 from privfm.dp.ledger import Charge, Ledger
@@ -320,6 +322,18 @@ def test_a_changed_entry_breaks_the_chain(ledger: Ledger, path: Path, statement:
     with pytest.raises(LedgerError, match=r"breaks the chain|not understood|no first entry") as error:
         Ledger.open(path)
     one_line(error)
+
+
+def test_an_entry_with_a_hash_of_its_own_breaks_the_next_link(ledger: Ledger, path: Path) -> None:
+    ledger.charge("run", 0, 0, CONTEXT)
+    ledger.next_counter()
+    entries = ledger._chain.reload()
+    ledger.shut()
+    body = json.dumps(entries[2].body | {"attempt": 9}, sort_keys=True, separators=(",", ":"))
+    forged = entry_hash(2, entries[1].hash, "charge", body)
+    tamper(path, f"UPDATE entries SET body = '{body}', hash = x'{forged.hex()}' WHERE sequence = 2")  # noqa: S608
+    with pytest.raises(LedgerError, match="entry 3 breaks the chain"):
+        Ledger.open(path)
 
 
 def test_the_file_itself_refuses_changes(ledger: Ledger, path: Path) -> None:
