@@ -16,7 +16,7 @@ from privfm.secagg.roster import COORDINATOR
 from privfm.secagg.spec import ClientPolicy, LedgerMark, RoundSpec
 from privfm.secagg.stages import Stage
 
-__all__ = ["TRANSITIONS", "Client", "Transition"]
+__all__ = ["TRANSITIONS", "Client", "Transition", "state_diagram"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,17 @@ TRANSITIONS = (
     Transition(Stage.AGREE, client.Masked, "survivors", "agreement", client.Agreed),
     Transition(Stage.UNMASK, client.Agreed, "agreements", "reveal", client.Finished),
 )
+
+
+def state_diagram() -> str:
+    """The table as a Mermaid diagram, which docs/protocol.md shows."""
+    lines = ["stateDiagram-v2", f"    [*] --> {TRANSITIONS[0].before.__name__}"]
+    for step in TRANSITIONS:
+        label = f"{step.stage}: {step.receives} / {step.sends}"
+        lines.append(f"    {step.before.__name__} --> {step.after.__name__}: {label}")
+        lines.append(f"    {step.before.__name__} --> [*]: a rule is broken")
+    return "\n".join([*lines, f"    {TRANSITIONS[-1].after.__name__} --> [*]"])
+
 
 _STAGE_FROM = {transition.before: transition.stage for transition in TRANSITIONS}
 
