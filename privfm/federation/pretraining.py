@@ -54,8 +54,8 @@ class Recipe:
     """
 
     images: int = 20_000
-    steps: int = 1000
-    batch: int = 128
+    steps: int = 700
+    batch: int = 64
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     min_area: float = 0.4

@@ -39,5 +39,5 @@ class BackboneSpec:
 
 
 DEFAULT_BACKBONE = BackboneSpec(
-    "vit_tiny_patch16_224", image_size=32, patch_size=4, channels=1, width=128, depth=4, heads=4
+    "vit_tiny_patch16_224", image_size=32, patch_size=4, channels=1, width=64, depth=4, heads=2
 )
