@@ -12,9 +12,9 @@ Preconditions, which the caller answers for:
 What rounding does:
     Stochastic rounding of x + N(0, t^2) gives the integer k with the probability density of x + N(0, t^2) + T at k,
     where T is triangular on [-1, 1]. Added up over hospitals, such integers have the density of (the sum of all of it)
-    at k, up to aliasing terms of about exp(-pi^2 t^2) a value (Poisson summation); that density is a randomised function
-    of the sum before rounding, because shifted triangular kernels add up to 1 at every point. With t >= 4 grid steps the
-    difference is below 1e-60: rounding is post-processing of the Gaussian sum.
+    at k, up to aliasing terms of about exp(-pi^2 t^2) a value (Poisson summation); that density is a randomised
+    function of the sum before rounding, because shifted triangular kernels add up to 1 at every point. With t >= 4
+    grid steps the difference is below 1e-60: rounding is post-processing of the Gaussian sum.
 
 What clamping does:
     Nothing, unless noise exceeds `NOISE_TAIL` standard deviations, provided that the range has room for every unit
