@@ -80,7 +80,7 @@ def main() -> None:
     else:
         share = result["share"]
         print(
-            f"{result['hospitals']} hospitals, {result['steps']} steps: {result['wall_s']} s ({result['cpu_s']} s of CPU)"
+            f"{result['hospitals']} hospitals, {result['steps']} steps: {result['wall_s']} s, CPU {result['cpu_s']} s"
         )
         print(f"epsilon {share['least']:.4f} to {share['most']:.4f} of its target")
 
