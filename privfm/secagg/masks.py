@@ -66,8 +66,9 @@ def masked_pieces(
     for piece in pieces(start, stop):
         length = piece.stop - piece.start
         current, result, mask_words = values[piece], words[:length], noise[:length]
+        zeros, mask_bytes = _ZEROS[: 4 * length], noise_bytes[: 4 * length]
         for stream, combine in streams:
-            stream.update_into(_ZEROS[: 4 * length], noise_bytes[: 4 * length])
+            stream.update_into(zeros, mask_bytes)
             combine(current, mask_words, out=result)
             current = result
         yield piece, result

@@ -1,10 +1,12 @@
 """Real numbers to ring integers and back.
 
-An entry is clamped to [-clip, clip] and rounded at random to one of its two neighbouring levels, so that the
-expected level is the clamped value itself (to one part in 2^16 of a level).
+An entry is clamped to [-clip, clip], scaled to a fixed-point number of levels, and rounded at random to one of the two
+levels beside it, so that the expected level is the fixed-point number itself.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -16,16 +18,44 @@ from privfm.secagg.spec import VectorSpec
 
 __all__ = ["dequantise", "quantise"]
 
-_COIN_BITS = 16
+COIN_BITS = 16
 _ZEROS = memoryview(bytes(2 * CHUNK))
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """How an entry becomes a whole number of levels / 2^bits, in single precision.
+
+    `bound` and `factor` are rounded towards zero, so that no clamped entry exceeds levels * 2^bits < 2^31.
+    """
+
+    bound: np.float32
+    factor: np.float32
+    bits: int
+
+    @classmethod
+    def of(cls, spec: VectorSpec) -> FixedPoint:
+        bits = min(COIN_BITS, 31 - spec.levels.bit_length())
+        most = spec.levels << bits
+        bound = _float32_towards_zero(spec.clip)
+        factor = _float32_towards_zero(most / float(bound))
+        while float(bound * factor) > most:
+            factor = np.nextafter(factor, np.float32(0))
+        return cls(bound, factor, bits)
+
+
+def _float32_towards_zero(value: float) -> np.float32:
+    rounded = np.float32(value)
+    return np.nextafter(rounded, np.float32(0)) if float(rounded) > value else rounded
 
 
 def quantise(
     values: Float32[np.ndarray, " d"], spec: VectorSpec, entropy: bytes, *, threads: int = 1
 ) -> Int32[np.ndarray, " d"]:
-    """Each value's level: floor(clamped * levels / clip + u), u uniform in [0, 1) by steps of 2^-16.
+    """Each value's level: floor(fixed point + u), u uniform in [0, 1) by steps of 2^-bits.
 
-    Guarantees: every level is in [-levels, levels]. The result depends on `entropy`, not on `threads`.
+    Guarantees: every level is in [-levels, levels]. The result depends on `entropy`, not on `threads`. The bits are 16,
+    or as many as leave levels * 2^bits below 2^31: 10 for five hospitals in a 24-bit ring.
 
     Args:
         values: spec.length entries.
@@ -41,46 +71,26 @@ def quantise(
     if values.shape != (spec.length,):
         raise ValueError(f"values.shape={values.shape}: {spec.name!r} has {spec.length} entries")
     result = np.empty(spec.length, np.int32)
-    spread(spec.length, threads, lambda start, stop: _quantise_range(values, spec, entropy, result, start, stop))
+    fixed = FixedPoint.of(spec)
+
+    def work(start: int, stop: int) -> None:
+        stream = keystream(entropy, start // 2)
+        scaled, coins, fractions = np.empty(CHUNK, np.float32), np.empty(CHUNK, "<u2"), np.empty(CHUNK, np.int32)
+        for piece in pieces(start, stop):
+            length = piece.stop - piece.start
+            x, coin, fraction, level = scaled[:length], coins[:length], fractions[:length], result[piece]
+            np.clip(values[piece], -fixed.bound, fixed.bound, out=x)
+            if np.isnan(np.maximum.reduce(x)):
+                raise ValueError(f"vector {spec.name!r} holds a value that is not a number")
+            np.rint(np.multiply(x, fixed.factor, out=x), out=x)
+            np.copyto(level, x, casting="unsafe")
+            stream.update_into(_ZEROS[: 2 * length], coin.view(np.uint8).data)
+            np.copyto(fraction, np.right_shift(coin, COIN_BITS - fixed.bits, out=coin))
+            np.add(level, fraction, out=level)
+            np.right_shift(level, fixed.bits, out=level)
+
+    spread(spec.length, threads, work)
     return result
-
-
-def _quantise_range(
-    values: Float32[np.ndarray, " d"],
-    spec: VectorSpec,
-    entropy: bytes,
-    result: Int32[np.ndarray, " d"],
-    start: int,
-    stop: int,
-) -> None:
-    stream = keystream(entropy, start // 2)
-    bound, scale = _bound_and_scale(spec)
-    clamped, coins = np.empty(CHUNK, np.float32), np.empty(CHUNK, "<u2")
-    scaled, fractions = np.empty(CHUNK, np.float64), np.empty(CHUNK, np.float64)
-    for piece in pieces(start, stop):
-        length = piece.stop - piece.start
-        x, coin, y, fraction = clamped[:length], coins[:length], scaled[:length], fractions[:length]
-        np.clip(values[piece], -bound, bound, out=x)
-        if np.isnan(np.maximum.reduce(x)):
-            raise ValueError(f"vector {spec.name!r} holds a value that is not a number")
-        stream.update_into(_ZEROS[: 2 * length], coin.view(np.uint8).data)
-        np.copyto(fraction, coin)
-        np.multiply(fraction, 2.0**-_COIN_BITS, out=fraction)
-        np.copyto(y, x)
-        np.multiply(y, scale, out=y)
-        np.add(y, fraction, out=y)
-        np.copyto(result[piece], np.floor(y, out=y), casting="unsafe")
-
-
-def _bound_and_scale(spec: VectorSpec) -> tuple[np.float32, float]:
-    """The float32 clamp and float64 factor, both rounded towards zero: no clamped value scales past `levels`."""
-    bound = np.float32(spec.clip)
-    if float(bound) > spec.clip:
-        bound = np.nextafter(bound, np.float32(0))
-    scale = spec.levels / spec.clip
-    if float(bound) * scale > spec.levels:
-        scale = float(np.nextafter(scale, 0.0))
-    return bound, scale
 
 
 def dequantise(total: Int32[np.ndarray, " d"], spec: VectorSpec) -> Float32[np.ndarray, " d"]:

@@ -48,8 +48,8 @@ class VectorSpec:
             raise ValueError(f"length={self.length}: need 1 to 2^32 - 1")
         if self.ring_bits not in RINGS:
             raise ValueError(f"ring_bits={self.ring_bits}: need one of {RINGS}")
-        if not 0.0 < self.clip < float("inf"):
-            raise ValueError(f"clip={self.clip}: need a finite number above 0")
+        if not 1e-20 <= self.clip <= 1e20:
+            raise ValueError(f"clip={self.clip}: need 1e-20 to 1e20, which single precision can scale")
         if not 1 <= self.levels < 2 ** (self.ring_bits - 1):
             raise ValueError(f"levels={self.levels}: need 1 to 2^{self.ring_bits - 1} - 1")
 
