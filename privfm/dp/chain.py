@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +97,11 @@ class ChainFile:
         Raises:
             LedgerError: the path exists already, or the file could not be written.
         """
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.new")
         with _one_line(path, "could not be created"):
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".new")  # mode 0600
+            unfinished = Path(name)
             try:
-                os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+                os.close(handle)
                 _write_first(unfinished, genesis)
                 _publish(unfinished, path)
             finally:

@@ -23,8 +23,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from privfm import __version__
+from privfm.dp.account import Account
 from privfm.dp.chain import ChainFile
-from privfm.dp.events import ADJACENCY, SampledGaussian, compose, events_to_json, total_steps
+from privfm.dp.events import ADJACENCY, SampledGaussian, compose, events_to_json
 from privfm.dp.filter import RdpFilter
 from privfm.dp.spending import Charge, Declaration, RunRecord, Spending
 from privfm.errors import BudgetExceeded, LedgerError
@@ -38,7 +39,7 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Ledger:
+class Ledger(Account):
     """One hospital's ledger, open. Use `create` or `open`; it is a context manager.
 
     Guarantees:
@@ -62,8 +63,8 @@ class Ledger:
     """
 
     def __init__(self, chain: ChainFile, spending: Spending, clock: Clock) -> None:
+        super().__init__(spending)
         self._chain = chain
-        self._spending = spending
         self._clock = clock
         self._mutex = threading.RLock()
 
@@ -138,26 +139,6 @@ class Ledger:
         """The file."""
         return self._chain.path
 
-    @property
-    def hospital(self) -> str:
-        """Whose ledger this is."""
-        return self._spending.hospital
-
-    @property
-    def unit(self) -> str:
-        """Whose data one privacy unit is."""
-        return self._spending.unit
-
-    @property
-    def cap(self) -> RdpFilter | None:
-        """The lifetime cap in force."""
-        return self._spending.cap
-
-    @property
-    def counter(self) -> int:
-        """The last counter that `next_counter` gave out; 0 before the first."""
-        return self._spending.counter
-
     def head(self) -> bytes:
         """Hash of the newest entry, 32 bytes: what peers remember of this ledger."""
         return self._chain.head
@@ -213,7 +194,8 @@ class Ledger:
             LedgerError: the run is unknown, the round was released or has a stored vector, the attempt is not new.
         """
         with self._mutex:
-            record, declaration = self._record(run), self._record(run).declaration
+            record = self._record(run)
+            declaration = record.declaration
             self._check_attempt(run, round, attempt)
             if record.charged >= declaration.most_rounds:
                 raise BudgetExceeded(
@@ -252,18 +234,6 @@ class Ledger:
                 f"{fitting} more rounds of this kind, not {rounds}; plan fewer rounds or more noise"
             )
 
-    def next_attempt(self, run: str, round: int) -> int:
-        """The smallest attempt number that is free for this round."""
-        fates = self._spending.fates_of_round(run, round)
-        return fates[-1].charge.attempt + 1 if fates else 0
-
-    def pending(self, run: str, round: int) -> Charge | None:
-        """The charge of this round whose vector is stored and whose end is not known: send that vector again."""
-        for fate in reversed(self._spending.fates_of_round(run, round)):
-            if fate.outcome is None and fate.vector_entry is not None:
-                return fate.charge
-        return None
-
     def store_update(self, charge: Charge, vector: bytes) -> None:
         """Keep the noised, quantised vector of `charge`, on disk, so that a retry can send the same.
 
@@ -277,15 +247,15 @@ class Ledger:
                     f"{self.path}: round {charge.round} has its vector or has ended; compute nothing for it"
                 )
             digest = hashlib.sha256(vector).hexdigest()
-            self._write(
-                "stored", {"charge": charge.sequence, "vector_sha256": digest, "bytes": len(vector)}, keep=vector
-            )
+            body = {"charge": charge.sequence, "vector_sha256": digest, "bytes": len(vector)}
+            self._write("stored", body, keep=vector)
 
     def load_update(self, run: str, round: int) -> bytes | None:
         """The vector that `pending` speaks of, or None.
 
         Raises:
-            LedgerError: it is gone or not the one that was stored.
+            LedgerError: it is gone or not the one that was stored. Then `close` the charge as aborted and charge a new
+                attempt: what was lost cannot be sent again.
         """
         with self._mutex:
             charge = self.pending(run, round)
@@ -294,7 +264,9 @@ class Ledger:
             fate = self._spending.fate(charge)
             vector = None if fate.vector_entry is None else self._chain.vector(fate.vector_entry)
             if vector is None or hashlib.sha256(vector).digest() != fate.vector_hash:
-                raise LedgerError(f"{self.path}: the stored vector of round {round} is damaged; charge a new attempt")
+                raise LedgerError(
+                    f"{self.path}: the stored vector of round {round} is damaged; abort it and charge anew"
+                )
             return vector
 
     def close(self, charge: Charge, outcome: Literal["released", "aborted"], transcript: bytes | None = None) -> None:
@@ -327,10 +299,6 @@ class Ledger:
         with self._mutex:
             self._write("counter", {"counter": self._spending.counter + 1})
             return self._spending.counter
-
-    def peers_seen(self) -> dict[str, tuple[int, bytes]]:
-        """Per peer, the highest counter that it showed and its ledger's head then (32 bytes)."""
-        return dict(self._spending.peers)
 
     def remember_peers(self, peers: Mapping[str, tuple[int, bytes]]) -> None:
         """Keep what peers showed.
@@ -390,39 +358,6 @@ class Ledger:
                 raise ValueError(f"epsilon={cap.epsilon:g}: a cap can only be lowered; it is {old.epsilon:g}")
             self._write("cap", {"cap": cap.to_json()})
 
-    # What was spent
-
-    def events(self, run: str | None = None) -> tuple[SampledGaussian, ...]:
-        """Everything charged, whatever came of it: of `run`, or of the hospital's lifetime."""
-        return self._spending.events(run)
-
-    def spent(self, run: str) -> int:
-        """Noisy steps charged to `run`; 0 for one not on record."""
-        return total_steps(self._spending.events(run))
-
-    def remaining(self, run: str) -> int:
-        """Rounds that `run` may still charge, its retry reserve included; the lifetime cap may stop it sooner."""
-        record = self._record(run)
-        return max(0, record.declaration.most_rounds - record.charged)
-
-    def runs(self) -> tuple[RunRecord, ...]:
-        """Every run on record, oldest first."""
-        return tuple(run.record() for run in self._spending.runs.values())
-
-    def transcripts(self, run: str) -> dict[int, bytes]:
-        """Transcript hash of every released round of `run` that has one."""
-        self._record(run)
-        return {
-            round_number: fates[-1].transcript
-            for round_number, fates in self._spending.runs[run].fates.items()
-            if fates[-1].outcome == "released" and fates[-1].transcript is not None
-        }
-
-    @property
-    def private(self) -> bool:
-        """False for ever once a run with injected coins was charged."""
-        return all(record.declaration.private or not record.charged for record in self.runs())
-
     def verify(self) -> None:
         """Read the file again and check every link, every meaning and every stored vector.
 
@@ -438,11 +373,6 @@ class Ledger:
             for run in list(spending.runs):
                 for round_number in spending.runs[run].fates:
                     self.load_update(run, round_number)
-
-    def _record(self, run: str) -> RunRecord:
-        if run not in self._spending.runs:
-            raise LedgerError(f"{self.path}: run {run!r} is not on record; open it first")
-        return self._spending.runs[run].record()
 
     def _write(self, kind: str, body: dict[str, Any], *, keep: bytes | None = None, drop: int | None = None) -> None:
         stamped = {**body, "at": self._clock().isoformat(timespec="seconds")}

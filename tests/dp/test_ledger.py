@@ -359,6 +359,11 @@ def test_a_vector_that_changed_on_disk_is_not_sent(ledger: Ledger, path: Path) -
             again.load_update("run", 0)
         with pytest.raises(LedgerError, match="stored vector of round 0 is damaged"):
             again.verify()
+        pending = again.pending("run", 0)
+        assert pending is not None
+        again.close(pending, "aborted")
+        again.charge("run", 0, 1, CONTEXT)
+        assert again.spent("run") == 2 * STEP.steps
 
 
 def test_a_chain_whose_meaning_is_wrong_is_refused(ledger: Ledger, path: Path) -> None:

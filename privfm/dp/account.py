@@ -1,0 +1,89 @@
+"""What a ledger says, without the file: everything that can be asked of it."""
+
+from __future__ import annotations
+
+from privfm.dp.events import SampledGaussian, total_steps
+from privfm.dp.filter import RdpFilter
+from privfm.dp.spending import Charge, RunRecord, Spending
+from privfm.errors import LedgerError
+
+__all__ = ["Account"]
+
+
+class Account:
+    """A hospital's spending, for asking; `privfm.dp.ledger.Ledger` is the one that can be written to."""
+
+    def __init__(self, spending: Spending) -> None:
+        self._spending = spending
+
+    @property
+    def hospital(self) -> str:
+        """Whose ledger this is."""
+        return self._spending.hospital
+
+    @property
+    def unit(self) -> str:
+        """Whose data one privacy unit is."""
+        return self._spending.unit
+
+    @property
+    def cap(self) -> RdpFilter | None:
+        """The lifetime cap in force."""
+        return self._spending.cap
+
+    @property
+    def counter(self) -> int:
+        """The last counter that `next_counter` gave out; 0 before the first."""
+        return self._spending.counter
+
+    def events(self, run: str | None = None) -> tuple[SampledGaussian, ...]:
+        """Everything charged, whatever came of it: of `run`, or of the hospital's lifetime."""
+        return self._spending.events(run)
+
+    def spent(self, run: str) -> int:
+        """Noisy steps charged to `run`; 0 for one not on record."""
+        return total_steps(self._spending.events(run))
+
+    def remaining(self, run: str) -> int:
+        """Rounds that `run` may still charge, its retry reserve included; the lifetime cap may stop it sooner."""
+        record = self._record(run)
+        return max(0, record.declaration.most_rounds - record.charged)
+
+    def runs(self) -> tuple[RunRecord, ...]:
+        """Every run on record, oldest first."""
+        return tuple(run.record() for run in self._spending.runs.values())
+
+    def transcripts(self, run: str) -> dict[int, bytes]:
+        """Transcript hash of every released round of `run` that has one."""
+        self._record(run)
+        return {
+            round_number: fates[-1].transcript
+            for round_number, fates in self._spending.runs[run].fates.items()
+            if fates[-1].outcome == "released" and fates[-1].transcript is not None
+        }
+
+    @property
+    def private(self) -> bool:
+        """False for ever once a run with injected coins was charged."""
+        return all(record.declaration.private or not record.charged for record in self.runs())
+
+    def next_attempt(self, run: str, round: int) -> int:
+        """The smallest attempt number that is free for this round."""
+        fates = self._spending.fates_of_round(run, round)
+        return fates[-1].charge.attempt + 1 if fates else 0
+
+    def pending(self, run: str, round: int) -> Charge | None:
+        """The charge of this round whose vector is stored and whose end is not known: send that vector again."""
+        for fate in reversed(self._spending.fates_of_round(run, round)):
+            if fate.outcome is None and fate.vector_entry is not None:
+                return fate.charge
+        return None
+
+    def peers_seen(self) -> dict[str, tuple[int, bytes]]:
+        """Per peer, the highest counter that it showed and its ledger's head then (32 bytes)."""
+        return dict(self._spending.peers)
+
+    def _record(self, run: str) -> RunRecord:
+        if run not in self._spending.runs:
+            raise LedgerError(f"{self.hospital}: run {run!r} is not on record; open it first")
+        return self._spending.runs[run].record()
