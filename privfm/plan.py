@@ -137,7 +137,7 @@ class OptimizerPlan(Section):
     """The hospital's local optimiser; it sees noised gradients only."""
 
     name: Literal["sgd", "adam"] = Field(default="adam", description="sgd or adam")
-    learning_rate: Positive = Field(default=1e-3, description="local step")
+    learning_rate: Positive = Field(default=0.01, description="local step")
     weight_decay: NonNegative = Field(default=0.0, description="decoupled weight decay")
 
 

@@ -63,7 +63,7 @@ PLAN_FLAGS = (
     PlanFlag("--local-steps", "federation.local_steps", int, "Training", "Noisy steps of a hospital in a round.", "2"),
     PlanFlag("--retry-rounds", "federation.retry_rounds", int, "Training", "Rounds a crash may cost.", "2"),
     PlanFlag("--strategy", "federation.strategy", str, "Training", "fedavg, fedavgm or fedadam.", "fedavg"),
-    PlanFlag("--lr", "optimizer.learning_rate", float, "Training", "Local step.", "0.001"),
+    PlanFlag("--lr", "optimizer.learning_rate", float, "Training", "Local step.", "0.01"),
     PlanFlag("--server-lr", "federation.server_learning_rate", float, "Training", "Step of the server.", "1.0"),
     PlanFlag("--seed", "seed", int, "Training", "Public randomness only; noise and draws stay secret.", "0"),
     PlanFlag("--backbone", "model.backbone", str, "Model", "A timm model's name; without it a small ViT.", "None"),

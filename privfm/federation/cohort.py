@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from privfm.data import ImageSet, hold_out, load_images, split_by_hospital
+from privfm.data import ImageSet, hold_out, load_images, shared_patients, split_by_hospital
 from privfm.errors import DataError, PlanError
 from privfm.ids import HospitalId
 from privfm.plan import Plan
@@ -55,6 +55,7 @@ def gather_cohort(plan: Plan) -> Cohort:
         seed=plan.seed,
         patients=data.patients,
     )
+    _check_shared(plan, whole)
     train, fit, test = _hold_out(plan, whole)
     split = split_by_hospital(
         train,
@@ -88,6 +89,17 @@ def _hold_out(plan: Plan, whole: ImageSet) -> tuple[ImageSet, ImageSet | None, I
         return train, train, held_out
     fit, test = hold_out(held_out, 0.5, plan.seed)
     return train, fit, test
+
+
+def _check_shared(plan: Plan, whole: ImageSet) -> None:
+    """Refuse patients at more hospitals than the statement would compose for."""
+    declared = plan.data.max_hospitals_per_patient
+    most = max((len(places) for places in shared_patients(whole).values()), default=1)
+    if most > declared > 1:
+        raise DataError(
+            f"{plan.data.source}: a patient is at {most} hospitals; set data.max_hospitals_per_patient to {most} "
+            "(their spending is composed) or rename the folders if these are different people"
+        )
 
 
 def _check_names(plan: Plan, split: Mapping[HospitalId, ImageSet]) -> None:

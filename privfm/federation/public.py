@@ -14,7 +14,7 @@ from privfm.plan import Plan
 
 __all__ = ["public_images", "public_loss"]
 
-COUNT = 64
+COUNT = 256
 
 
 def public_images(plan: Plan, count: int = COUNT) -> Float[Tensor, "count c h w"]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HospitalResult", "Interval", "ProbeComparison", "RoundRecord", "RunResult"]
+__all__ = ["HospitalResult", "Interval", "ProbeComparison", "PublicLoss", "RoundRecord", "RunResult"]
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,34 @@ class ProbeComparison:
 
 
 @dataclass(frozen=True)
+class PublicLoss:
+    """The objective's loss on built-in public images: a finer measure of learning than the probe, and of anyone's data.
+
+    Args:
+        start: at the run's start.
+        trained: the run's result.
+        noise_only: the start after the same noise, steps and optimisers with zero gradients.
+    """
+
+    start: float
+    trained: float
+    noise_only: float
+
+
+@dataclass(frozen=True)
 class RunResult:
-    """What `privfm train` prints."""
+    """What `privfm train` prints.
+
+    Args:
+        out: the run's folder.
+        model: the exported backbone.
+        rounds: of the federation.
+        seconds: of this process; of a resumed run, since it was resumed.
+        private: False when coins were injected.
+        hospitals: what each spent.
+        public_loss: what was learnt, seen on public images.
+        probe: what was learnt, seen on held-out patients; None when they are not to be looked at.
+    """
 
     out: Path
     model: Path
@@ -105,6 +131,7 @@ class RunResult:
     seconds: float
     private: bool
     hospitals: tuple[HospitalResult, ...]
+    public_loss: PublicLoss
     probe: ProbeComparison | None
 
     def to_json(self) -> dict[str, Any]:
@@ -115,5 +142,6 @@ class RunResult:
             "seconds": round(self.seconds, 1),
             "private": self.private,
             "hospitals": [asdict(hospital) for hospital in self.hospitals],
+            "public_loss": asdict(self.public_loss),
             "probe": None if self.probe is None else self.probe.to_json(),
         }

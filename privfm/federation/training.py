@@ -29,7 +29,8 @@ from privfm.federation.network import Learner, load_network, save_network, train
 from privfm.federation.observer import Observer
 from privfm.federation.planning import complete_plan, mechanism_of
 from privfm.federation.probing import compare_by_probe
-from privfm.federation.records import HospitalResult, ProbeComparison, RunResult
+from privfm.federation.public import public_images, public_loss
+from privfm.federation.records import HospitalResult, ProbeComparison, PublicLoss, RunResult
 from privfm.federation.simulation import CoinsOf, found_federation, open_hospitals, system_coins
 from privfm.federation.stating import make_statement
 from privfm.files import write_atomic
@@ -116,6 +117,15 @@ def _run_facts(plan: Plan, run: bytes, start: Start, *, private: bool) -> dict[s
     }
 
 
+@dataclass(frozen=True)
+class _States:
+    """Trainable parameters of one network: where the run began, where it ended, and where noise alone would have."""
+
+    start: Float[Tensor, " parameters"]
+    trained: Float[Tensor, " parameters"]
+    noise_only: Float[Tensor, " parameters"]
+
+
 @dataclass
 class _Run:
     """A run between being laid out and being finished."""
@@ -138,7 +148,11 @@ class _Run:
                 hospital.finish()
             self._state(facts, hospitals)
             rows = tuple(self._row(hospital) for hospital in hospitals.values())
-        probe = self._probe(learner, initial)
+        self.observer.stage("measuring against noise alone")
+        final = trained(learner.network)
+        write_trained(learner.network, initial)
+        control = noise_only(self.plan, learner, self.observer)
+        states = _States(start=initial, trained=final, noise_only=control)
         result = RunResult(
             out=self.directory.root,
             model=self.directory.root / "model.safetensors",
@@ -146,7 +160,8 @@ class _Run:
             seconds=time.monotonic() - began,
             private=facts["private"],
             hospitals=rows,
-            probe=probe,
+            public_loss=self._public_loss(learner, states),
+            probe=self._probe(learner, states),
         )
         self.directory.write_json("result.json", result.to_json())
         return result
@@ -202,16 +217,18 @@ class _Run:
         )
         write_atomic(self.directory.root / "privacy.json", statement.to_json().encode())
 
-    def _probe(self, learner: Learner, initial: Float[Tensor, " parameters"]) -> ProbeComparison | None:
+    def _public_loss(self, learner: Learner, states: _States) -> PublicLoss:
+        images, losses = public_images(self.plan), []
+        for state in (states.start, states.noise_only, states.trained):
+            write_trained(learner.network, state)
+            losses.append(public_loss(learner, images))
+        return PublicLoss(start=losses[0], noise_only=losses[1], trained=losses[2])
+
+    def _probe(self, learner: Learner, states: _States) -> ProbeComparison | None:
         fit, test = self.cohort.probe_fit, self.cohort.probe_test
         if fit is None or test is None:
             return None
-        self.observer.stage("measuring against noise alone")
-        final = trained(learner.network)
-        write_trained(learner.network, initial)
-        control = noise_only(self.plan, learner, self.observer)
-        write_trained(learner.network, final)
         self.observer.stage("probing held-out patients")
         return compare_by_probe(
-            learner, initial=initial, noise_only=control, fit=fit, test=test, observer=self.observer
+            learner, initial=states.start, noise_only=states.noise_only, fit=fit, test=test, observer=self.observer
         )
