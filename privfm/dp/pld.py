@@ -18,12 +18,14 @@ from functools import lru_cache
 from typing import Any
 
 from privfm.dp.events import SampledGaussian, compose, total_steps
+from privfm.dp.renyi import rdp_epsilon
 from privfm.dp.sketch import sketch_delta, sketch_epsilon
 
 __all__ = [
     "GRID_TOLERANCE",
     "delta_slack",
     "least_delta",
+    "limit_mu_squared",
     "pld_delta",
     "pld_epsilon",
     "pld_epsilon_on_grid",
@@ -32,6 +34,7 @@ __all__ = [
 
 GRID_TOLERANCE = 1e-3
 NEGLIGIBLE_EPSILON = 1e-4
+USELESS_EPSILON = 300.0
 _CELLS = (2**5, 2**12)  # over one step's range, at least and at most, on the first grid
 _FINEST_START = 2.0**-16
 _HALVINGS = 12
@@ -51,10 +54,16 @@ def delta_slack(events: Sequence[SampledGaussian]) -> float:
 def pld_epsilon(events: tuple[SampledGaussian, ...], delta: float) -> float:
     """Smallest epsilon of the composed `events` at `delta`, from above.
 
+    Above `USELESS_EPSILON`, where nobody is protected and e^epsilon soon leaves double precision: the Renyi bound.
+
     Raises:
         ValueError: delta too small to be resolved in double precision over that many steps.
     """
     _check_resolution(events, delta)
+    if limit_mu_squared(events) > USELESS_EPSILON:
+        loose = rdp_epsilon(events, delta)
+        if loose > USELESS_EPSILON:
+            return loose
     return pld_epsilon_on_grid(events, delta, settled_grid(events, delta))
 
 
@@ -75,6 +84,11 @@ def settled_grid(events: Sequence[SampledGaussian], delta: float) -> float:
     return _settled(lambda grid: sketch_epsilon(events, delta, grid), starting_grid(events), NEGLIGIBLE_EPSILON)
 
 
+def limit_mu_squared(events: Sequence[SampledGaussian]) -> float:
+    """Squared mu of the Gaussian mechanism that `events` resemble (Dong, Roth & Su 2019, corollary 5.4); no bound."""
+    return math.fsum(e.steps * e.sample_rate**2 * math.expm1(min(50.0, e.noise_multiplier**-2)) for e in events)
+
+
 def starting_grid(events: Sequence[SampledGaussian]) -> float:
     """A power of two: coarse enough to be cheap, fine enough that a halving or two settles epsilon.
 
@@ -82,8 +96,7 @@ def starting_grid(events: Sequence[SampledGaussian]) -> float:
     several cells; q^2 (e^(1/sigma^2) - 1) is the variance in the Gaussian limit. Where rare large losses rule instead
     (small q, small sigma), the limit says nothing and the number of cells over a step's range decides.
     """
-    variance = sum(e.steps * e.sample_rate**2 * math.expm1(min(50.0, e.noise_multiplier**-2)) for e in events)
-    width = math.sqrt(12.0 * _START_ERROR * variance / max(1, total_steps(events)))
+    width = math.sqrt(12.0 * _START_ERROR * limit_mu_squared(events) / max(1, total_steps(events)))
     reach = max(_step_range(event) for event in events)
     width = min(reach / _CELLS[0], max(reach / _CELLS[1], width))
     return float(2.0 ** round(math.log2(max(width, _FINEST_START))))
