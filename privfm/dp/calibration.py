@@ -18,7 +18,7 @@ from privfm.dp.accounting import check_delta, check_epsilon
 from privfm.dp.accounting import epsilon as epsilon_of
 from privfm.dp.events import SampledGaussian, compose
 from privfm.dp.filter import RdpFilter
-from privfm.dp.pld import settled_grid
+from privfm.dp.pld import limit_mu_squared, settled_grid
 from privfm.dp.sketch import sketch_epsilon
 
 __all__ = [
@@ -224,13 +224,9 @@ def _search(cost: Callable[[float], float], target: float, band: tuple[float, fl
 def _gaussian_limit_noise(request: NoiseRequest) -> float:
     """Where to start: the central limit (Dong, Roth & Su 2019, corollary 5.4), a few per cent too little noise."""
     mu_squared = _gaussian_mu(request.epsilon, request.delta) ** 2
-    mu_squared -= sum(_limit_mu_squared(event) for event in request.spent)
+    mu_squared -= limit_mu_squared(request.spent)
     variance = max(mu_squared, _LEAST_MU_SQUARED) / (request.steps * request.sample_rate**2)
     return 1.0 / math.sqrt(math.log1p(variance))
-
-
-def _limit_mu_squared(event: SampledGaussian) -> float:
-    return event.steps * event.sample_rate**2 * math.expm1(min(50.0, event.noise_multiplier**-2))
 
 
 def _gaussian_mu(epsilon: float, delta: float) -> float:

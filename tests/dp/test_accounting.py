@@ -190,6 +190,13 @@ def test_rounding_noise_of_the_transform_stays_within_its_slack() -> None:
                 assert pld.pld_epsilon_on_grid(nearly, delta, grid) >= exact
 
 
+def test_an_epsilon_beyond_all_use_is_still_a_bound() -> None:
+    loud = [SampledGaussian(0.9, 0.7, 2000)]
+    assert epsilon(loud, 1e-5) == epsilon(loud, 1e-5, "rdp") > 1000
+    exact = exact_gaussian_epsilon(20.0, 1e-5)
+    assert exact <= epsilon([SampledGaussian(1.0, 0.05, 1)], 1e-5) <= 1.01 * exact
+
+
 def test_a_delta_below_double_precision_is_refused() -> None:
     many = [SampledGaussian(0.1, 5.0, 10_000)]
     with pytest.raises(ValueError, match=r"delta=1e-12: must be >= 1.1e-10.*rdp"):
