@@ -669,10 +669,13 @@ with Ledger.open(path, "north") as ledger:
 """
 
 
-def run_until_killed(path: Path, sent: Path, seconds: float) -> None:
+def run_until_killed(path: Path, sent: Path, seconds: float, *, releases_first: bool) -> None:
     process = subprocess.Popen([sys.executable, "-c", WORKER, str(path), str(sent)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
+    deadline = time.monotonic() + 60.0
+    while releases_first and not releases(sent) and time.monotonic() < deadline:
+        time.sleep(0.01)
     time.sleep(seconds)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -689,7 +692,7 @@ def survive(tmp_path: Path, kills: int, random: Random) -> None:
     with Ledger.create(path, "north") as ledger:
         ledger.open_run("run", PLAN, [STEP], rounds=10**6, retry_rounds=kills)
     for killed in range(1, kills + 1):
-        run_until_killed(path, sent, random.uniform(0.0, 0.06))
+        run_until_killed(path, sent, random.uniform(0.0, 0.06), releases_first=killed == 1)
         with Ledger.open(path, "north") as ledger:
             ledger.verify()
             (record,) = ledger.runs()
@@ -699,7 +702,7 @@ def survive(tmp_path: Path, kills: int, random: Random) -> None:
             assert len(rounds) == len(distinct)  # no round was ever released with two different vectors
             assert record.charged - len(rounds) <= killed  # each kill costs one round of the reserve at most
             assert ledger.counter >= len(distinct)
-    assert releases(sent), "nothing was ever released: the kills came too early to test anything"
+    assert releases(sent)
 
 
 def test_ten_kills(tmp_path: Path) -> None:
