@@ -28,16 +28,15 @@ from jaxtyping import Int32
 from privfm.errors import ProtocolError
 from privfm.secagg import keys
 from privfm.secagg.curves import check_x25519
-from privfm.secagg.encoding import MessageError, Reader, Writer, check_bytes, digest
-from privfm.secagg.exchange import derive, exchange, open_box, public_key, seal_box
+from privfm.secagg.dealing import Dealer, Held, check_delivery, open_delivery
+from privfm.secagg.encoding import check_bytes
+from privfm.secagg.exchange import derive, exchange, public_key
 from privfm.secagg.identity import Identity
 from privfm.secagg.masks import Mask
 from privfm.secagg.messages import (
     Agreement,
     Agreements,
     Cohort,
-    Commitments,
-    Deal,
     Dealing,
     Deliveries,
     Delivery,
@@ -45,12 +44,10 @@ from privfm.secagg.messages import (
     Opening,
     Reveal,
     Seed,
-    Share,
     Signed,
     Survivors,
 )
 from privfm.secagg.roster import COORDINATOR
-from privfm.secagg.shamir import COEFFICIENT_BYTES, split
 from privfm.secagg.spec import ClientPolicy, LedgerMark, RoundSpec
 from privfm.secagg.stages import blaming, check_ascending
 from privfm.secagg.upload import masked_upload
@@ -81,17 +78,6 @@ class Ready:
     @property
     def name(self) -> str:
         return self.identity.name
-
-
-@dataclass(frozen=True)
-class Held:
-    """The two shares that a hospital holds for one dealer."""
-
-    self_share: Share
-    key_share: Share
-
-    def of(self, seed: Seed) -> Share:
-        return self.self_share if seed is Seed.SELF_MASK else self.key_share
 
 
 @dataclass(frozen=True)
@@ -208,21 +194,21 @@ def share(state: Advertised, incoming: bytes, *, seen: Mapping[str, LedgerMark])
     state.own.policy.check(len(packages), state.own.spec.threshold)
     context1 = keys.cohort_context(state.own.spec.context0, cohort.packages)
     self_seed = derive(state.entropy, context1, "self-seed", state.own.name)
-    held = _deal(state, context1, self_seed, tuple(packages))
-    boxes = tuple(_box(state, context1, package, held[name]) for name, package in packages.items())
-    dealing = _sign_dealing(state.own, context1, self_seed, held, boxes)
+    dealer = Dealer(state.own.identity, context1, state.entropy, state.channel_seed, state.mask_seed, self_seed)
+    held = dealer.split({name: point for point, name in enumerate(packages, start=1)}, state.own.spec.threshold)
+    deal = dealer.deal(held, packages)
     shared = Shared(
         own=state.own,
         context1=context1,
         coordinator_key=cohort.coordinator_key,
         packages=packages,
-        dealing=dealing,
+        dealing=deal.dealing,
         held=held[state.own.name],
         channel_seed=state.channel_seed,
         mask_seed=state.mask_seed,
         self_seed=self_seed,
     )
-    return shared, Deal(dealing, boxes).encode()
+    return shared, deal.encode()
 
 
 def _check_packages(state: Advertised, cohort: Cohort) -> dict[str, KeyPackage]:
@@ -258,55 +244,6 @@ def _check_marks(packages: Mapping[str, KeyPackage], seen: Mapping[str, LedgerMa
             )
 
 
-def _deal(state: Advertised, context1: bytes, self_seed: bytes, holders: tuple[str, ...]) -> dict[str, Held]:
-    """Both seeds, split among the holders: x is the place in the cohort, from 1."""
-    points = range(1, len(holders) + 1)
-
-    def split_seed(seed: Seed, value: bytes) -> tuple[bytes, ...]:
-        label, count = f"{seed.name} coefficient", state.own.spec.threshold - 1
-        return split(
-            value,
-            points,
-            [derive(state.entropy, context1, label, index, length=COEFFICIENT_BYTES) for index in range(count)],
-        )
-
-    def salted(seed: Seed, value: bytes, holder: str) -> Share:
-        return Share(value, derive(state.entropy, context1, f"{seed.name} salt", holder))
-
-    self_shares, key_shares = split_seed(Seed.SELF_MASK, self_seed), split_seed(Seed.MASK_KEY, state.mask_seed)
-    return {
-        holder: Held(salted(Seed.SELF_MASK, self_share, holder), salted(Seed.MASK_KEY, key_share, holder))
-        for holder, self_share, key_share in zip(holders, self_shares, key_shares, strict=True)
-    }
-
-
-def _box(state: Advertised, context1: bytes, peer: KeyPackage, held: Held) -> bytes:
-    """Both shares, sealed for their holder; nothing for the dealer itself, which keeps its own."""
-    if peer.sender == state.own.name:
-        return b""
-    shared = exchange(state.channel_seed, peer.channel_key)
-    out = Writer()
-    held.self_share.write(out)
-    held.key_share.write(out)
-    return seal_box(keys.channel_key(shared, context1, state.own.name, peer.sender), bytes(out))
-
-
-def _sign_dealing(
-    own: Ready, context1: bytes, self_seed: bytes, held: Mapping[str, Held], boxes: Sequence[bytes]
-) -> Signed[Dealing]:
-    commitments = tuple(
-        Commitments(
-            holder,
-            shares.self_share.commitment(context1, own.name, holder, Seed.SELF_MASK),
-            shares.key_share.commitment(context1, own.name, holder, Seed.MASK_KEY),
-            digest("box", box),
-        )
-        for (holder, shares), box in zip(held.items(), boxes, strict=True)
-    )
-    body = Dealing(own.name, keys.seed_commitment(context1, own.name, self_seed), commitments)
-    return Signed.by(own.identity, context1, body)
-
-
 def mask(
     state: Shared, incoming: bytes, vectors: Sequence[Int32[np.ndarray, " _"]], *, threads: int = 1
 ) -> tuple[Masked, memoryview]:
@@ -329,7 +266,10 @@ def mask(
             _check_delivery(state, delivery)
         _check_enough(state.own, len(deliveries) + 1, "sharers")
     dealings = {delivery.dealing.body.sender: delivery.dealing for delivery in deliveries}
-    held = {delivery.dealing.body.sender: _open_delivery(state, delivery) for delivery in deliveries}
+    held = {
+        dealer: open_delivery(delivery, state.channel_seed, state.packages[dealer], state.context1, own)
+        for dealer, delivery in zip(dealings, deliveries, strict=True)
+    }
     if len(vectors) != len(spec.vectors):
         raise ValueError(f"vectors={len(vectors)}: the round has {len(spec.vectors)}")
     shared = exchange(state.channel_seed, state.coordinator_key)
@@ -345,32 +285,9 @@ def _check_delivery(state: Shared, delivery: Delivery) -> None:
     dealing, own = delivery.dealing.body, state.own.name
     if dealing.sender not in state.packages or dealing.sender == own:
         raise ProtocolError(f"{dealing.sender} is no peer in this cohort")
-    delivery.dealing.check(state.own.spec.roster.key_of(dealing.sender), state.context1)
     if tuple(entry.holder for entry in dealing.holders) != tuple(state.packages):
         raise ProtocolError(f"{dealing.sender} did not deal to this cohort")
-    if digest("box", delivery.box) != _commitments(state, dealing).box:
-        raise ProtocolError(f"the box from {dealing.sender} is not the one it signed for {own}")
-
-
-def _commitments(state: Shared, dealing: Dealing) -> Commitments:
-    """Those for this hospital."""
-    return dealing.holders[list(state.packages).index(state.own.name)]
-
-
-def _open_delivery(state: Shared, delivery: Delivery) -> Held:
-    """The shares in a box. The dealer signed for box and shares, so a box that is not sound is its doing."""
-    dealing, own = delivery.dealing.body, state.own.name
-    with blaming(dealing.sender, doing=f"shares dealt by {dealing.sender}"):
-        shared = exchange(state.channel_seed, state.packages[dealing.sender].channel_key)
-        text = open_box(keys.channel_key(shared, state.context1, dealing.sender, own), delivery.box)
-        reader = Reader(text)
-        held = Held(Share.read(reader), Share.read(reader))
-        reader.end()
-        for seed in Seed:
-            committed = _commitments(state, dealing).of(seed)
-            if held.of(seed).commitment(state.context1, dealing.sender, own, seed) != committed:
-                raise MessageError("share is not the one committed to")
-    return held
+    check_delivery(delivery, state.own.spec.roster.key_of(dealing.sender), state.context1, own)
 
 
 def _masks(state: Shared, peers: Sequence[str]) -> list[list[Mask]]:

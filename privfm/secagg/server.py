@@ -23,7 +23,8 @@ from privfm.errors import ProtocolError
 from privfm.secagg import keys
 from privfm.secagg.chunks import spread
 from privfm.secagg.curves import check_x25519
-from privfm.secagg.encoding import check_bytes, digest
+from privfm.secagg.dealing import check_boxes
+from privfm.secagg.encoding import check_bytes
 from privfm.secagg.exchange import exchange, public_key
 from privfm.secagg.masks import Mask, masked_pieces
 from privfm.secagg.messages import (
@@ -187,8 +188,7 @@ def share(state: Advertised, messages: Mapping[str, bytes]) -> tuple[Shared, dic
         _check_signed(deal.dealing, name, spec, context1)
         if tuple(entry.holder for entry in deal.dealing.body.holders) != tuple(state.packages):
             raise ProtocolError("not dealt to this cohort")
-        if [digest("box", box) for box in deal.boxes] != [entry.box for entry in deal.dealing.body.holders]:
-            raise ProtocolError("boxes are not the ones signed")
+        check_boxes(deal)
         return deal
 
     deals, faults = _collect(Stage.SHARE, messages, tuple(state.packages), read)
