@@ -9,7 +9,7 @@ from pathlib import Path
 
 from privfm.federation.records import HospitalResult, Interval, ProbeComparison, RunResult
 from privfm.plan import Plan
-from privfm.report import probe_verdict
+from privfm.report import probe_verdict, public_loss_verdict
 from privfm_cli.console import WIDTH, Column, show, show_table
 
 __all__ = ["show_result"]
@@ -29,6 +29,8 @@ def show_result(result: RunResult, plan: Plan) -> None:
     if not result.private:
         show("NOT PRIVATE: this run's coins were injected; its epsilon protects nobody.\n")
     _show_hospitals(result.hospitals, plan)
+    show()
+    show(textwrap.fill(public_loss_verdict(result.public_loss), WIDTH))
     if result.probe is not None:
         show()
         _show_probe(result.probe)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from privfm.report.page import write_report
-from privfm.report.verdict import probe_verdict
+from privfm.report.verdict import probe_verdict, public_loss_verdict
 
-__all__ = ["probe_verdict", "write_report"]
+__all__ = ["probe_verdict", "public_loss_verdict", "write_report"]

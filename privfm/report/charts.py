@@ -6,7 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["NARROW", "TOP", "WIDE", "Bar", "BarChart", "Line", "LineChart", "Tick", "bar_chart", "line_chart", "ticks"]
+__all__ = [
+    "NARROW",
+    "TOP",
+    "WIDE",
+    "Bar",
+    "BarChart",
+    "Line",
+    "LineChart",
+    "Reference",
+    "Tick",
+    "bar_chart",
+    "line_chart",
+    "ticks",
+]
 
 WIDE, NARROW = 960, 470
 """Widths that show at their own size on a page of the report, so that words in charts are as large as elsewhere."""
@@ -24,6 +37,21 @@ class Tick:
 
     at: float
     label: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A dashed line that curves are read against.
+
+    Args:
+        name: what it is.
+        value: where it lies.
+        limit: whether crossing it would break a promise.
+    """
+
+    name: str
+    value: float
+    limit: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +73,8 @@ class LineChart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
-    limit: Tick | None
+    reference: Reference | None
+    reference_at: float
     width: int
     height: int = LINE_HEIGHT
     left: int = LEFT
@@ -54,6 +83,11 @@ class LineChart:
     @property
     def right(self) -> int:
         return self.width - RIGHT
+
+    @property
+    def reference_label_at(self) -> float:
+        """Above the dashed line, unless that is at the top."""
+        return self.reference_at + 15 if self.reference_at < TOP + 20 else self.reference_at - 7
 
 
 @dataclass(frozen=True)
@@ -106,7 +140,7 @@ def line_chart(
     *,
     title: str,
     summary: str,
-    limit: float | None = None,
+    reference: Reference | None = None,
     from_zero: bool = False,
     width: int = NARROW,
 ) -> LineChart:
@@ -118,12 +152,12 @@ def line_chart(
         curves: at least one, with at least one point.
         title: for whoever cannot see it, with `summary`.
         summary: what the curves do, in a sentence.
-        limit: drawn as a dashed line.
+        reference: drawn as a dashed line.
         from_zero: whether the axis of values starts at 0.
         width: of the drawing, in pixels.
     """
     rounds = [float(x) for curve in curves.values() for x, _ in curve]
-    values = [y for curve in curves.values() for _, y in curve] + ([] if limit is None else [limit])
+    values = [y for curve in curves.values() for _, y in curve] + ([] if reference is None else [reference.value])
     x_values = _whole(ticks(min(rounds), max(rounds), 8))
     y_values = ticks(0.0 if from_zero else min(values), max(values))
     x_axis = _Axis(min(rounds), max(rounds), float(LEFT), float(width - RIGHT))
@@ -137,7 +171,8 @@ def line_chart(
             _line(name, curve, x_axis, y_axis, stroke)
             for (name, curve), stroke in zip(curves.items(), _strokes(len(curves)), strict=True)
         ),
-        limit=None if limit is None else y_axis.tick(limit),
+        reference=reference,
+        reference_at=0.0 if reference is None else y_axis.at(reference.value),
         width=width,
     )
 

@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from privfm import __version__
-from privfm.federation.records import Interval, ProbeComparison
+from privfm.federation.records import Interval, ProbeComparison, PublicLoss
 from privfm.files import write_atomic
-from privfm.report.charts import WIDE, BarChart, LineChart, bar_chart, line_chart
+from privfm.report.charts import WIDE, BarChart, LineChart, Reference, bar_chart, line_chart
 from privfm.report.reconstructions import Reconstruction, reconstruct_public_images
 from privfm.report.run_directory import RunDirectory, read_run
-from privfm.report.verdict import probe_verdict
+from privfm.report.verdict import probe_verdict, public_loss_verdict
 from privfm.report.words import short, size
 
 __all__ = ["render_report", "write_report"]
@@ -61,7 +61,7 @@ def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...]) -> st
     )
     environment.filters.update(size=size, short=short)
     style = _style(environment)
-    probe = _probe(run.result)
+    probe, loss = _probe(run.result), _public_loss(run.result)
     return environment.get_template("page.html.j2").render(
         run=run,
         title=f"Training report: {Path(run.plan.data.source).name}",
@@ -71,7 +71,8 @@ def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...]) -> st
         figures=_figures(run, probe),
         hospitals=run.result["hospitals"] if run.result else (),
         epsilon_chart=_epsilon_chart(run),
-        loss_chart=_loss_chart(run),
+        loss_chart=_loss_chart(run, loss),
+        loss_verdict=None if loss is None else public_loss_verdict(loss),
         norm_chart=_norm_chart(run),
         probe_chart=None if probe is None else _probe_chart(probe),
         probe_verdict=None if probe is None else probe_verdict(probe),
@@ -129,36 +130,43 @@ def _effort(run: RunDirectory) -> str:
 def _epsilon_chart(run: RunDirectory) -> LineChart | None:
     if not run.rounds:
         return None
-    last = run.rounds[-1].epsilon
+    last, allowed = run.rounds[-1], run.plan.privacy.epsilon
     curves = {
         hospital: [(0, 0.0), *((r.round, r.epsilon[hospital]) for r in run.rounds if hospital in r.epsilon)]
-        for hospital in sorted(last)
+        for hospital in sorted(last.epsilon)
     }
-    limit = run.plan.privacy.epsilon
     return line_chart(
         curves,
         title="Epsilon spent by each hospital over rounds",
-        summary=f"After round {run.rounds[-1].round} the most is {max(last.values()):.2f}; {limit:g} is allowed.",
-        limit=limit,
+        summary=f"After round {last.round} the most is {max(last.epsilon.values()):.2f}; {allowed:g} is allowed.",
+        reference=Reference("allowed", allowed, limit=True),
         from_zero=True,
         width=WIDE,
     )
 
 
-def _loss_chart(run: RunDirectory) -> LineChart | None:
-    return _over_rounds(run, "public_loss", "Reconstruction loss on public images")
+def _loss_chart(run: RunDirectory, loss: PublicLoss | None) -> LineChart | None:
+    curve = [(record.round, record.public_loss) for record in run.rounds]
+    if loss is None:
+        return _over_rounds("Loss on public images", curve, None)
+    return _over_rounds("Loss on public images", [(0, loss.start), *curve], Reference("noise alone", loss.noise_only))
 
 
 def _norm_chart(run: RunDirectory) -> LineChart | None:
-    return _over_rounds(run, "update_norm", "Norm of the averaged update")
+    return _over_rounds(
+        "Norm of the averaged update", [(record.round, record.update_norm) for record in run.rounds], None
+    )
 
 
-def _over_rounds(run: RunDirectory, field: str, title: str) -> LineChart | None:
-    curve = [(record.round, float(getattr(record, field))) for record in run.rounds]
+def _over_rounds(title: str, curve: list[tuple[int, float]], reference: Reference | None) -> LineChart | None:
     if not curve:
         return None
-    summary = f"From {curve[0][1]:.4g} in round {curve[0][0]} to {curve[-1][1]:.4g} in round {curve[-1][0]}."
-    return line_chart({title: curve}, title=title, summary=summary)
+    summary = f"From {curve[0][1]:.4g} after round {curve[0][0]} to {curve[-1][1]:.4g} after round {curve[-1][0]}."
+    return line_chart({title: curve}, title=title, summary=summary, reference=reference)
+
+
+def _public_loss(result: Mapping[str, Any] | None) -> PublicLoss | None:
+    return PublicLoss(**result["public_loss"]) if result else None
 
 
 def _probe(result: Mapping[str, Any] | None) -> ProbeComparison | None:

@@ -1,17 +1,18 @@
-"""What a probe comparison shows, in one honest sentence."""
+"""What a run shows about learning, in honest sentences.
+
+Learning is what beats the noise-only control, not the untrained encoder: noise and optimiser alone move an encoder's
+weights, and that alone can lift a probe.
+"""
 
 from __future__ import annotations
 
-from privfm.federation.records import ProbeComparison
+from privfm.federation.records import ProbeComparison, PublicLoss
 
-__all__ = ["probe_verdict"]
+__all__ = ["probe_verdict", "public_loss_verdict"]
 
 
 def probe_verdict(probe: ProbeComparison) -> str:
-    """Return what may be claimed: learning is what beats the noise-only control, not the untrained encoder.
-
-    Noise and optimiser alone move an encoder's weights, and that alone can lift a probe.
-    """
+    """Return what a linear probe may claim."""
     control = "the noise-only control (same start, noise and steps, no images)"
     if probe.trained.low > probe.noise_only.high:
         return f"The encoder beats {control} beyond the uncertainty of the probe: it learnt from the patients' images."
@@ -24,3 +25,13 @@ def probe_verdict(probe: ProbeComparison) -> str:
         f"The encoder does not score above {control}: this run shows no learning from the patients' images. "
         "privfm plan check says what would help."
     )
+
+
+def public_loss_verdict(loss: PublicLoss) -> str:
+    """Return what the loss on public images may claim; lower is better."""
+    figures = f"{loss.start:.4f} at the start, {loss.trained:.4f} now, {loss.noise_only:.4f} with noise alone"
+    if loss.trained >= loss.noise_only:
+        return f"Loss on public images: {figures}: nothing was learnt that shows beyond one draw of noise."
+    if loss.trained >= loss.start:
+        return f"Loss on public images: {figures}: the patients' images helped, but less than their noise cost."
+    return f"Loss on public images: {figures}: it learnt from the patients' images what carries over to public ones."

@@ -93,6 +93,7 @@ def _result(directory: Path, rounds: int, hospitals: tuple[str, ...], *, private
             }
             for i, name in enumerate(hospitals)
         ],
+        "public_loss": {"start": 1.05, "trained": 0.81, "noise_only": 1.06},
         "probe": {
             "trained": 0.585,
             "untrained": 0.521,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privfm.report.charts import NARROW, TOP, bar_chart, line_chart, ticks
+from privfm.report.charts import NARROW, TOP, Reference, bar_chart, line_chart, ticks
 
 VALUES = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 6))
 
@@ -41,9 +41,10 @@ def test_points_stay_inside_and_higher_values_lie_higher(values: list[float]) ->
 
 
 def test_a_limit_above_every_curve_is_on_the_drawing() -> None:
-    chart = line_chart({"a": [(0, 0.0), (1, 1.0)]}, title="t", summary="s", limit=8.0, from_zero=True)
-    assert chart.limit is not None
-    assert TOP <= chart.limit.at < min(y for _, y, _ in chart.lines[0].dots)
+    chart = line_chart(
+        {"a": [(0, 0.0), (1, 1.0)]}, title="t", summary="s", reference=Reference("allowed", 8.0), from_zero=True
+    )
+    assert TOP <= chart.reference_at < min(y for _, y, _ in chart.lines[0].dots)
     assert chart.y_ticks[0].label == "0"
 
 

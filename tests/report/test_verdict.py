@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from privfm.federation.records import Interval, ProbeComparison
-from privfm.report.verdict import probe_verdict
+from privfm.federation.records import Interval, ProbeComparison, PublicLoss
+from privfm.report.verdict import probe_verdict, public_loss_verdict
 
 
 def _probe(trained: tuple[float, float, float], noise_only: tuple[float, float, float]) -> ProbeComparison:
@@ -28,3 +28,11 @@ def test_learning_is_claimed_only_beyond_the_noise_only_control(
     trained: tuple[float, float, float], noise_only: tuple[float, float, float], claim: str
 ) -> None:
     assert claim in probe_verdict(_probe(trained, noise_only))
+
+
+@pytest.mark.parametrize(
+    ("trained", "claim"),
+    [(0.90, "it learnt"), (0.99, "less than their noise cost"), (1.02, "nothing was learnt"), (1.1, "nothing was")],
+)
+def test_a_lower_public_loss_than_with_noise_alone_is_learning(trained: float, claim: str) -> None:
+    assert claim in public_loss_verdict(PublicLoss(start=0.95, trained=trained, noise_only=1.02))
