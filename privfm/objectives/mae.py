@@ -72,19 +72,30 @@ class MaskedAutoEncoding:
         rngs: Sequence[np.random.Generator],
     ) -> Float[Tensor, " units"]:
         """The mean over each unit's views of the squared error on the view's masked patches; empty for no units."""
+        if not rngs and not len(views):
+            return views.new_zeros(0)
+        return self.losses_and_features(network, views, rngs)[0]
+
+    def losses_and_features(
+        self,
+        network: Network,
+        views: Float[Tensor, "units views c h w"],
+        rngs: Sequence[np.random.Generator],
+    ) -> tuple[Float[Tensor, " units"], Float[Tensor, "units views d"]]:
+        """The losses of at least one unit, and the pooled features of what the encoder saw of each view."""
         masked = _masked(network)
         if len(rngs) != len(views):
             raise ValueError(f"len(rngs)={len(rngs)} must be the number of units {len(views)}")
-        if not rngs:
-            return views.new_zeros(0)
         order = draw_orders(rngs, views.shape[1], masked.patches).to(views.device)
         images = views.flatten(0, 1)
         keep, hidden = self._split(order)
-        predicted = masked(images, keep)
+        known = masked.encode(images, keep)
+        predicted = masked.decode(known, keep)
         targets = normalised(patchify(images, masked.patch))
         errors = (predicted - targets).square().mean(dim=-1).gather(1, hidden)
         per_view: Tensor = errors.mean(dim=1)
-        return per_view.reshape(views.shape[:2]).mean(dim=1)
+        pooled: Tensor = known.mean(dim=1)
+        return per_view.reshape(views.shape[:2]).mean(dim=1), pooled.reshape(*views.shape[:2], -1)
 
     @torch.no_grad()
     def reconstruct(

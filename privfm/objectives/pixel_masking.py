@@ -42,7 +42,17 @@ class PixelMaskingNetwork(Network):
         self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b kept"]
     ) -> Float[Tensor, "b patches pixels"]:
         """Predicted pixels of every patch, in the scale of its own statistics."""
-        seen = self.backbone.feature_map(self._hide(images, keep))
+        return self.decode(self.encode(images, keep), keep)
+
+    def encode(self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b kept"]) -> Float[Tensor, "b positions d"]:
+        """Features at the positions of the map, of the images without their hidden patches."""
+        return self.backbone.feature_map(self._hide(images, keep)).flatten(2).transpose(1, 2)
+
+    def decode(
+        self, known: Float[Tensor, "b positions d"], keep: Int[Tensor, "b kept"]
+    ) -> Float[Tensor, "b patches pixels"]:
+        """Predicted pixels of every patch, from the features."""
+        seen = known.transpose(1, 2).reshape(len(known), -1, *self.backbone.grid)
         pixels = nn.functional.pixel_shuffle(self.predict(seen), self.stride)
         return patchify(pixels, self.patch)
 

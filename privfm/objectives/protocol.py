@@ -68,6 +68,15 @@ class Objective(Protocol):
         """
         ...
 
+    def losses_and_features(
+        self,
+        network: Network,
+        views: Float[Tensor, "units views c h w"],
+        rngs: Sequence[np.random.Generator],
+    ) -> tuple[Float[Tensor, " units"], Float[Tensor, "units views d"]]:
+        """The same losses, and the pooled features of each view on the way to them; for training on public images."""
+        ...
+
     def reconstruct(
         self, network: Network, images: Float[Tensor, "b c h w"], rng: np.random.Generator
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -44,8 +43,18 @@ class TokenDroppingNetwork(Network):
         self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b kept"]
     ) -> Float[Tensor, "b patches pixels"]:
         """Predicted pixels of every patch, in the scale of its own statistics."""
-        known = self.embed(self.backbone.tokens(images, keep))
-        index = keep.unsqueeze(-1).expand(-1, -1, known.shape[-1])
-        tokens = torch.zeros(len(images), self.patches, known.shape[-1], dtype=known.dtype, device=known.device)
-        tokens = tokens.scatter(1, index, known) + self.positions
+        return self.decode(self.encode(images, keep), keep)
+
+    def encode(self, images: Float[Tensor, "b c h w"], keep: Int[Tensor, "b kept"]) -> Float[Tensor, "b kept d"]:
+        """Features of the kept patches."""
+        return self.backbone.tokens(images, keep)
+
+    def decode(
+        self, known: Float[Tensor, "b kept d"], keep: Int[Tensor, "b kept"]
+    ) -> Float[Tensor, "b patches pixels"]:
+        """Predicted pixels of every patch, from the features of the kept ones."""
+        embedded = self.embed(known)
+        index = keep.unsqueeze(-1).expand(-1, -1, embedded.shape[-1])
+        tokens = embedded.new_zeros(len(embedded), self.patches, embedded.shape[-1])
+        tokens = tokens.scatter(1, index, embedded) + self.positions
         return cast(Tensor, self.predict(self.norm(self.blocks(tokens))))

@@ -67,7 +67,7 @@ def test_only_hidden_patches_count(spec: BackboneSpec, monkeypatch: pytest.Monke
     targets = normalised(patchify(batch, network.patch))
     exact = targets.clone()
     exact.scatter_(1, kept.unsqueeze(-1).expand(-1, -1, targets.shape[-1]), 99.0)
-    monkeypatch.setattr(network, "forward", lambda images, keep: exact)
+    monkeypatch.setattr(network, "decode", lambda known, keep: exact)
     assert objective.unit_losses(network, batch[None], [rng]).item() == 0.0
     exact.scatter_add_(
         1, hidden[:, :1].unsqueeze(-1).expand(-1, -1, targets.shape[-1]), torch.ones_like(targets[:, :1])
@@ -81,7 +81,7 @@ def test_something_is_kept_and_something_is_hidden(ratio: float, kept: int, monk
     objective = MaskedAutoEncoding(mask_ratio=ratio)
     network = objective.build(build_backbone(VIT, seed=0), seed=0)
     seen = []
-    monkeypatch.setattr(network, "forward", lambda images, keep: seen.append(keep.shape[1]) or torch.zeros(2, 16, 64))
+    monkeypatch.setattr(network, "decode", lambda known, keep: seen.append(keep.shape[1]) or torch.zeros(2, 16, 64))
     objective.unit_losses(network, images(2)[None], [np.random.default_rng(0)])
     assert seen == [kept]
 

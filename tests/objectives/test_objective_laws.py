@@ -114,6 +114,17 @@ def test_no_units_give_no_losses(case: Case) -> None:
     assert objective.unit_losses(network, views[:0], []).shape == (0,)
 
 
+def test_losses_come_with_the_features_of_each_view(case: Case) -> None:
+    objective, network, views = case
+    losses, features = objective.losses_and_features(network, views, rngs([0, 1, 2]))
+    assert torch.equal(losses, objective.unit_losses(network, views, rngs([0, 1, 2])))
+    assert features.shape == (UNITS, VIEWS, network.backbone.map_width)
+    moved = views.clone()
+    moved[1] += 1.0
+    again = objective.losses_and_features(network, moved, rngs([0, 1, 2]))[1]
+    torch.testing.assert_close(again[[0, 2]], features[[0, 2]])
+
+
 def test_one_generator_per_unit(case: Case) -> None:
     objective, network, views = case
     with pytest.raises(ValueError, match="number of units 3"):
