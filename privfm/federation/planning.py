@@ -63,8 +63,7 @@ def _with_noise(plan: Plan, hospital: HospitalPlan) -> HospitalPlan:
     """Return the hospital with a noise multiplier that keeps it within its epsilon, retries included."""
     allowed, rate = plan.epsilon(hospital), plan.sample_rate(hospital)
     if hospital.noise_multiplier is None:
-        noise = calibrate_noise(epsilon=allowed, delta=plan.privacy.delta, sample_rate=rate, steps=plan.reserved_steps)
-        return hospital.model_copy(update={"noise_multiplier": noise})
+        return hospital.model_copy(update={"noise_multiplier": _calibrated(plan, allowed, rate)})
     event = SampledGaussian(rate, hospital.noise_multiplier, plan.reserved_steps)
     spent = epsilon([event], plan.privacy.delta)
     if spent > allowed:
@@ -73,6 +72,14 @@ def _with_noise(plan: Plan, hospital: HospitalPlan) -> HospitalPlan:
             f"{spent:.3f} of {allowed:g}; leave it out to have it computed"
         )
     return hospital
+
+
+def _calibrated(plan: Plan, allowed: float, rate: float) -> float:
+    delta, steps = plan.privacy.delta, plan.reserved_steps
+    try:
+        return calibrate_noise(epsilon=allowed, delta=delta, sample_rate=rate, steps=steps)
+    except ValueError as error:
+        raise PlanError(f"privacy: epsilon {allowed:g}, delta {delta:g} over {steps} steps: {error}") from None
 
 
 def mechanism_of(plan: Plan, hospital: HospitalPlan) -> StepMechanism:

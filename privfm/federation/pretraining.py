@@ -24,14 +24,14 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 import privfm
 from privfm.data import procedural_images
 from privfm.data.views import Augmentation, make_views, standardise
 from privfm.files import write_atomic
 from privfm.models import BackboneSpec, build_backbone
-from privfm.objectives import Network, Objective
+from privfm.objectives import Network, Objective, contrast
 
 __all__ = ["Provenance", "Recipe", "cache_folder", "public_initialisation"]
 
@@ -48,9 +48,11 @@ class Recipe:
     Args:
         images: how many are drawn.
         steps: optimiser steps; at the default backbone about a minute on two cores.
-        batch: views in a step, each of another image.
+        batch: images in a step, two views of each.
         learning_rate, weight_decay: of AdamW, with a linear warm-up over the first twentieth and a cosine to zero.
-        min_area: smallest part of an image that a view shows.
+        min_area, brightness: how views differ from their image, see `Augmentation`.
+        contrast: weight of telling images apart, beside the objective; 0 leaves the objective alone.
+        temperature: of that.
     """
 
     images: int = 20_000
@@ -59,6 +61,9 @@ class Recipe:
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     min_area: float = 0.4
+    brightness: float = 0.5
+    contrast: float = 0.3
+    temperature: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -126,29 +131,38 @@ def _train(
 ) -> State:
     rng = np.random.default_rng(seed)
     images = torch.from_numpy(procedural_images(recipe.images, spec.image_size, spec.channels, rng))
-    parameters = [value for value in network.parameters() if value.requires_grad]
+    head = _contrast_head(network.backbone.map_width, seed)
+    parameters = [value for value in (*network.parameters(), *head.parameters()) if value.requires_grad]
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
     network.train()
-    for step, batch in enumerate(_batches(images, recipe, rng)):
+    for step, views in enumerate(_batches(images, recipe, rng)):
         progress(_STAGE, step, recipe.steps)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe.steps)
-        loss = objective.unit_losses(network, batch, [rng]).mean()
+        losses, features = objective.losses_and_features(network, views, [rng, rng])
+        told_apart = contrast(head(features[0]), head(features[1]), recipe.temperature)
         optimiser.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(losses.mean() + recipe.contrast * told_apart)
         optimiser.step()
     progress(_STAGE, recipe.steps, recipe.steps)
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
+def _contrast_head(width: int, seed: int) -> nn.Module:
+    """A projection that takes what is special to telling images apart, and is thrown away. Chen et al. 2020, 4.2."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
+
+
 def _batches(
     images: Float[Tensor, "n c h w"], recipe: Recipe, rng: np.random.Generator
-) -> Iterator[Float[Tensor, "1 batch c h w"]]:
-    """One unit whose views are a whole batch: nobody is protected here, so one generator serves all."""
-    augmentation = Augmentation(min_area=recipe.min_area)
+) -> Iterator[Float[Tensor, "2 batch c h w"]]:
+    """Two units, each one view of every image of a batch: nobody is protected here, so a unit need not be a person."""
+    augmentation = Augmentation(min_area=recipe.min_area, brightness=recipe.brightness, vertical_flip=True)
     for _ in range(recipe.steps):
-        chosen = torch.from_numpy(rng.integers(len(images), size=recipe.batch))
-        yield standardise(make_views(images[chosen], 1, rng, augmentation))[None]
+        chosen = images[torch.from_numpy(rng.integers(len(images), size=recipe.batch))]
+        yield torch.stack([standardise(make_views(chosen, 1, rng, augmentation)) for _ in range(2)])
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -213,7 +227,7 @@ def _provenance(key: str, state: State, seconds: float, recipe: Recipe, seed: in
     weights = _weights_hash(state)
     sentence = (
         f"initial weights trained without privacy on {recipe.images} procedural images that a program drew "
-        f"(seed {seed}, {recipe.steps} steps of {recipe.batch} views; nobody's data), SHA-256 {weights}"
+        f"(seed {seed}, {recipe.steps} steps of {recipe.batch} images; nobody's data), SHA-256 {weights}"
     )
     return Provenance(sentence, key, weights, seconds, cached)
 

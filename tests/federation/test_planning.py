@@ -33,6 +33,11 @@ def test_a_noise_multiplier_that_spends_too_much_is_refused() -> None:
         complete_plan(parse_plan({"hospitals": hospitals}), {}, 1.0)
 
 
+def test_a_delta_beyond_what_can_be_computed_is_refused_in_a_line() -> None:
+    with pytest.raises(PlanError, match="privacy: epsilon 8, delta 1e-15"):
+        complete_plan(parse_plan({"privacy": {"delta": 1e-15}}), UNITS, 1.0)
+
+
 def test_a_complete_plan_is_complete_and_stays_as_it_is() -> None:
     plan = complete_plan(parse_plan({}), UNITS, 0.25)
     assert plan.privacy.clip_norm == 0.25
