@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import privfm
 from privfm.data import procedural_images
@@ -46,8 +47,11 @@ class Recipe:
     """How to train on procedural images.
 
     Args:
-        images: how many are drawn.
-        steps: optimiser steps; at the default backbone about a minute on two cores.
+        images: how many are drawn at most.
+        pixels: numbers that they hold together at most, which bounds memory.
+        steps: optimiser steps at most; at the default backbone about a minute on two cores.
+        operations: floating-point operations of all forward passes at most, which bounds time on larger backbones.
+        least_steps: taken even so.
         batch: images in a step, two views of each.
         learning_rate, weight_decay: of AdamW, with a linear warm-up over the first twentieth and a cosine to zero.
         min_area, brightness: how views differ from their image, see `Augmentation`.
@@ -56,7 +60,10 @@ class Recipe:
     """
 
     images: int = 20_000
+    pixels: int = 2**26
     steps: int = 700
+    operations: float = 1.3e12
+    least_steps: int = 20
     batch: int = 64
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
@@ -109,6 +116,7 @@ def public_initialisation(
     key = _key(spec, objective, seed, recipe)
     file = (cache or cache_folder()) / f"start-{key}.safetensors"
     network = objective.build(build_backbone(spec, seed), seed)
+    recipe = _fitted(recipe, network, objective, spec)
     stored = _read(file, network)
     if stored is not None:
         state, seconds = stored
@@ -124,6 +132,17 @@ def cache_folder() -> Path:
     """Where results are kept: `privfm` in $XDG_CACHE_HOME, else in ~/.cache."""
     chosen = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(chosen) if Path(chosen).is_absolute() else Path.home() / ".cache") / "privfm"
+
+
+def _fitted(recipe: Recipe, network: Network, objective: Objective, spec: BackboneSpec) -> Recipe:
+    """The recipe with as many images and steps as its limits allow; a function of the network, not of the clock."""
+    shape = (spec.channels, spec.image_size, spec.image_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        objective.unit_losses(network, torch.zeros(1, 1, *shape), [np.random.default_rng(0)])
+    per_step = max(counter.get_total_flops(), 1) * 2 * recipe.batch
+    steps = max(recipe.least_steps, int(recipe.operations / per_step))
+    images = max(2 * recipe.batch, recipe.pixels // math.prod(shape))
+    return replace(recipe, steps=min(recipe.steps, steps), images=min(recipe.images, images))
 
 
 def _train(
@@ -226,7 +245,8 @@ def _contiguous(state: State) -> State:
 def _provenance(key: str, state: State, seconds: float, recipe: Recipe, seed: int, *, cached: bool) -> Provenance:
     weights = _weights_hash(state)
     sentence = (
-        f"initial weights trained without privacy on {recipe.images} procedural images that a program drew "
+        f"initial weights trained without privacy, by the objective and by telling images apart, "
+        f"on {recipe.images} procedural images that a program drew "
         f"(seed {seed}, {recipe.steps} steps of {recipe.batch} images; nobody's data), SHA-256 {weights}"
     )
     return Provenance(sentence, key, weights, seconds, cached)

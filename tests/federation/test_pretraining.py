@@ -8,7 +8,7 @@ import torch
 
 from privfm.federation import pretraining
 from privfm.federation.pretraining import Recipe, cache_folder, public_initialisation
-from privfm.models import BackboneSpec, build_backbone
+from privfm.models import DEFAULT_BACKBONE, BackboneSpec, build_backbone
 from privfm.objectives import MaskedAutoEncoding
 
 SPEC = BackboneSpec("test_vit", image_size=16, patch_size=4, depth=1)
@@ -116,3 +116,18 @@ def test_the_cache_follows_the_user_s_settings(monkeypatch: pytest.MonkeyPatch, 
 def test_other_families_can_start_publicly(name: str, tmp_path: Path) -> None:
     state, _ = public_initialisation(BackboneSpec(name), OBJECTIVE, seed=0, recipe=BRIEF, cache=tmp_path)
     assert all(bool(value.isfinite().all()) for value in state.values())
+
+
+def test_a_larger_backbone_takes_fewer_steps_and_images() -> None:
+    recipe = Recipe(images=4000, steps=700, operations=1e10, pixels=2**20)
+    fitted = {}
+    for spec in (SPEC, replace(SPEC, image_size=64)):
+        network = OBJECTIVE.build(build_backbone(spec, 0), 0)
+        fitted[spec.image_size] = pretraining._fitted(recipe, network, OBJECTIVE, spec)
+    assert 20 <= fitted[64].steps < fitted[16].steps <= 700
+    assert (fitted[16].images, fitted[64].images) == (4000, 2**20 // 64**2)
+
+
+def test_the_default_backbone_takes_all_its_steps() -> None:
+    network = OBJECTIVE.build(build_backbone(DEFAULT_BACKBONE, 0), 0)
+    assert pretraining._fitted(Recipe(), network, OBJECTIVE, DEFAULT_BACKBONE) == Recipe()
