@@ -14,6 +14,7 @@ from privfm.secagg.roster import COORDINATOR, Member, Roster, check_successor, r
 from privfm.secagg.spec import (
     ClientPolicy,
     LedgerMark,
+    Neighbours,
     RoundSpec,
     VectorSpec,
     largest_max_corrupt,
@@ -28,6 +29,7 @@ __all__ = [
     "Identity",
     "LedgerMark",
     "Member",
+    "Neighbours",
     "Party",
     "Roster",
     "RoundSpec",

@@ -161,18 +161,28 @@ def advertise(
         ProtocolError: the round is not newer than `answered`, this hospital is not in it or under another key, or its
             threshold breaks the policy.
     """
+    state.spec.check_graph(sparse=False)
+    state.policy.check(state.spec.size, state.spec.threshold)
+    advertised = new_keys(state, mark, answered, entropy)
+    return advertised, advertised.package.encode()
+
+
+def new_keys(state: Ready, mark: LedgerMark, answered: tuple[int, int] | None, entropy: bytes) -> Advertised:
+    """A signed key package for a round that is this hospital's and newer than any before.
+
+    Raises:
+        ProtocolError: the round is neither.
+    """
     check_bytes("entropy", entropy, 32)
     spec, identity = state.spec, state.identity
     if identity.name not in spec.cohort or spec.roster.key_of(identity.name) != identity.public:
         raise ProtocolError(f"{identity.name!r} with this key is not in the round", (COORDINATOR,))
     if answered is not None and spec.number <= answered:
         raise ProtocolError(f"round and attempt {spec.number} are not newer than {answered}", (COORDINATOR,))
-    state.policy.check(spec.size, spec.threshold)
     channel_seed = derive(entropy, spec.context0, "channel-key", identity.name)
     mask_seed = derive(entropy, spec.context0, "mask-key", identity.name)
     body = KeyPackage(identity.name, public_key(channel_seed), public_key(mask_seed), mark)
-    package = Signed.by(identity, spec.context0, body)
-    return Advertised(state, package, entropy, channel_seed, mask_seed), package.encode()
+    return Advertised(state, Signed.by(identity, spec.context0, body), entropy, channel_seed, mask_seed)
 
 
 def share(state: Advertised, incoming: bytes, *, seen: Mapping[str, LedgerMark]) -> tuple[Shared, bytes]:
@@ -189,8 +199,8 @@ def share(state: Advertised, incoming: bytes, *, seen: Mapping[str, LedgerMark])
         cohort = Cohort.decode(incoming)
         check_x25519(cohort.coordinator_key)
         packages = _check_packages(state, cohort)
-    _check_keys(packages)
-    _check_marks(packages, seen)
+    check_keys(packages)
+    check_marks(packages, seen)
     state.own.policy.check(len(packages), state.own.spec.threshold)
     context1 = keys.cohort_context(state.own.spec.context0, cohort.packages)
     self_seed = derive(state.entropy, context1, "self-seed", state.own.name)
@@ -225,7 +235,12 @@ def _check_packages(state: Advertised, cohort: Cohort) -> dict[str, KeyPackage]:
     return {name: package.body for name, package in packages.items()}
 
 
-def _check_keys(packages: Mapping[str, KeyPackage]) -> None:
+def check_keys(packages: Mapping[str, KeyPackage]) -> None:
+    """Refuse keys that are not canonical, of small order or shown twice.
+
+    Raises:
+        ProtocolError: blaming their owners, who signed them.
+    """
     for name, package in packages.items():
         with blaming(name, doing=f"key package of {name}"):
             check_x25519(package.channel_key)
@@ -234,7 +249,12 @@ def _check_keys(packages: Mapping[str, KeyPackage]) -> None:
         raise ProtocolError(f"{' and '.join(names)}: one key shown twice", names)
 
 
-def _check_marks(packages: Mapping[str, KeyPackage], seen: Mapping[str, LedgerMark]) -> None:
+def check_marks(packages: Mapping[str, KeyPackage], seen: Mapping[str, LedgerMark]) -> None:
+    """Refuse a peer whose ledger went back or forked.
+
+    Raises:
+        ProtocolError: blaming the peer.
+    """
     for name, package in packages.items():
         if name in seen and not package.mark.follows(seen[name]):
             raise ProtocolError(

@@ -118,7 +118,7 @@ def check_delivery(delivery: Delivery, key: bytes, context1: bytes, holder: str)
     """
     delivery.dealing.check(key, context1)
     dealer = delivery.dealing.body.sender
-    if digest("box", delivery.box) != _commitments(delivery.dealing.body, holder).box:
+    if digest("box", delivery.box) != delivery.dealing.body.to(holder).box:
         raise ProtocolError(f"the box from {dealer} is not the one it signed for {holder}")
 
 
@@ -133,15 +133,6 @@ def open_delivery(delivery: Delivery, channel_seed: bytes, dealer: KeyPackage, c
         reader = Reader(open_box(keys.channel_key(shared, context1, dealer.sender, holder), delivery.box))
         held = Held.read(reader)
         reader.end()
-        if held.commitments(context1, dealer.sender, holder, delivery.box) != _commitments(
-            delivery.dealing.body, holder
-        ):
+        if held.commitments(context1, dealer.sender, holder, delivery.box) != delivery.dealing.body.to(holder):
             raise MessageError("share is not the one committed to")
     return held
-
-
-def _commitments(dealing: Dealing, holder: str) -> Commitments:
-    for entry in dealing.holders:
-        if entry.holder == holder:
-            return entry
-    raise ProtocolError(f"{dealing.sender} did not deal to {holder}")

@@ -19,6 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import ClassVar, Generic, TypeVar
 
 from privfm.secagg.encoding import MessageError, Reader, Writer, digest
@@ -110,15 +111,20 @@ class Signed(Generic[Body]):
         return cls(body, identity.sign(body.STAGE, context, body.encode()))
 
     def check(self, key: bytes, context: bytes) -> None:
-        """Check the signature.
+        """Check the signature over the bytes that were received.
 
         Raises:
             ProtocolError: it was not made by that key over this body in this context.
         """
-        verify(key, self.body.STAGE, context, self.body.encode(), self.signature)
+        verify(key, self.body.STAGE, context, self._encoded[:-SIGNATURE_BYTES], self.signature)
 
     def encode(self) -> bytes:
         """The one encoding."""
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:
+        """Kept, because a coordinator relays one message to many."""
         return self.body.encode() + self.signature
 
     @classmethod
@@ -131,6 +137,7 @@ class Signed(Generic[Body]):
         reader = _opened(data, kind.TYPE)
         message = cls(kind.read(reader), reader.raw(SIGNATURE_BYTES))
         reader.end()
+        message.__dict__["_encoded"] = data
         return message
 
 
@@ -212,7 +219,7 @@ class Cohort(Message):
 
     @classmethod
     def read(cls, reader: Reader) -> Cohort:
-        return cls(reader.raw(32), reader.sequence(COHORT_LIMIT, lambda rest: _signed(rest, KeyPackage)))
+        return cls(reader.raw(32), reader.sequence(COHORT_LIMIT, lambda rest: read_signed_blob(rest, KeyPackage)))
 
 
 @dataclass(frozen=True)
@@ -257,6 +264,17 @@ class Dealing(SignedBody):
     def read(cls, reader: Reader) -> Dealing:
         return cls(reader.name(), reader.raw(32), reader.sequence(COHORT_LIMIT, Commitments.read))
 
+    def to(self, holder: str) -> Commitments:
+        """The commitments for one holder.
+
+        Raises:
+            MessageError: nothing was dealt to it.
+        """
+        for entry in self.holders:
+            if entry.holder == holder:
+                return entry
+        raise MessageError(f"{self.sender} did not deal to {holder}")
+
 
 @dataclass(frozen=True)
 class Deal(Message):
@@ -271,7 +289,7 @@ class Deal(Message):
 
     @classmethod
     def read(cls, reader: Reader) -> Deal:
-        return cls(_signed(reader, Dealing), reader.sequence(COHORT_LIMIT, lambda rest: rest.blob(BOX_LIMIT)))
+        return cls(read_signed_blob(reader, Dealing), reader.sequence(COHORT_LIMIT, lambda rest: rest.blob(BOX_LIMIT)))
 
 
 @dataclass(frozen=True)
@@ -286,7 +304,7 @@ class Delivery:
 
     @classmethod
     def read(cls, reader: Reader) -> Delivery:
-        return cls(_signed(reader, Dealing), reader.blob(BOX_LIMIT))
+        return cls(read_signed_blob(reader, Dealing), reader.blob(BOX_LIMIT))
 
 
 @dataclass(frozen=True)
@@ -347,7 +365,7 @@ class Agreements(Message):
 
     @classmethod
     def read(cls, reader: Reader) -> Agreements:
-        return cls(reader.sequence(COHORT_LIMIT, lambda rest: _signed(rest, Agreement)))
+        return cls(reader.sequence(COHORT_LIMIT, lambda rest: read_signed_blob(rest, Agreement)))
 
 
 @dataclass(frozen=True)
@@ -387,5 +405,6 @@ class Reveal(SignedBody):
         return cls(reader.name(), reader.sequence(COHORT_LIMIT, Opening.read))
 
 
-def _signed(reader: Reader, kind: type[Body]) -> Signed[Body]:
+def read_signed_blob(reader: Reader, kind: type[Body]) -> Signed[Body]:
+    """A length-prefixed signed message."""
     return Signed.decode(kind, reader.blob(MESSAGE_LIMIT))

@@ -12,9 +12,8 @@ cannot be recovered from good shares its dealer's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int32, UInt32
@@ -22,6 +21,7 @@ from jaxtyping import Int32, UInt32
 from privfm.errors import ProtocolError
 from privfm.secagg import keys
 from privfm.secagg.chunks import spread
+from privfm.secagg.collecting import Fault, Faults, check_signed, collect, read_signed, require
 from privfm.secagg.curves import check_x25519
 from privfm.secagg.dealing import check_boxes
 from privfm.secagg.encoding import check_bytes
@@ -30,7 +30,6 @@ from privfm.secagg.masks import Mask, masked_pieces
 from privfm.secagg.messages import (
     Agreement,
     Agreements,
-    Body,
     Cohort,
     Deal,
     Dealing,
@@ -62,24 +61,6 @@ __all__ = [
     "share",
     "unmask",
 ]
-
-Read = TypeVar("Read")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why a hospital's message did not count.
-
-    Args:
-        blamed: one hospital, or two of which one is at fault.
-    """
-
-    blamed: tuple[str, ...]
-    stage: Stage
-    reason: str
-
-
-Faults = tuple[Fault, ...]
 
 
 @dataclass(frozen=True)
@@ -158,21 +139,28 @@ def advertise(spec: RoundSpec, messages: Mapping[str, bytes], *, entropy: bytes)
     Raises:
         ProtocolError: fewer than the threshold are left.
     """
+    spec.check_graph(sparse=False)
     check_bytes("entropy", entropy, 32)
+    packages, faults = collect_packages(spec, messages)
+    require(Stage.ADVERTISE, spec, packages, faults)
+    cohort = Cohort(public_key(entropy), tuple(packages.values())).encode()
+    return Advertised(spec, packages, faults, channel_seed=entropy), dict.fromkeys(packages, cohort)
+
+
+def collect_packages(spec: RoundSpec, messages: Mapping[str, bytes]) -> tuple[dict[str, Signed[KeyPackage]], Faults]:
+    """The key packages that hold, ascending by hospital; nobody's whose key stands twice."""
 
     def read(name: str, data: bytes) -> Signed[KeyPackage]:
-        package = _read_signed(KeyPackage, name, data, spec, spec.context0)
+        package = read_signed(KeyPackage, name, data, spec, spec.context0)
         check_x25519(package.body.channel_key)
         check_x25519(package.body.mask_key)
         return package
 
-    packages, faults = _collect(Stage.ADVERTISE, messages, spec.cohort, read)
+    packages, faults = collect(Stage.ADVERTISE, messages, spec.cohort, read)
     clashes = keys.key_clashes({name: package.body for name, package in packages.items()})
     faults += tuple(Fault(names, Stage.ADVERTISE, "show the same key") for names in clashes)
-    packages = {name: package for name, package in packages.items() if not any(name in names for names in clashes)}
-    _require(Stage.ADVERTISE, spec, packages, faults)
-    cohort = Cohort(public_key(entropy), tuple(packages.values())).encode()
-    return Advertised(spec, packages, faults, channel_seed=entropy), dict.fromkeys(packages, cohort)
+    clashing = {name for names in clashes for name in names}
+    return {name: package for name, package in packages.items() if name not in clashing}, faults
 
 
 def share(state: Advertised, messages: Mapping[str, bytes]) -> tuple[Shared, dict[str, bytes]]:
@@ -185,14 +173,14 @@ def share(state: Advertised, messages: Mapping[str, bytes]) -> tuple[Shared, dic
 
     def read(name: str, data: bytes) -> Deal:
         deal = Deal.decode(data)
-        _check_signed(deal.dealing, name, spec, context1)
+        check_signed(deal.dealing, name, spec, context1)
         if tuple(entry.holder for entry in deal.dealing.body.holders) != tuple(state.packages):
             raise ProtocolError("not dealt to this cohort")
         check_boxes(deal)
         return deal
 
-    deals, faults = _collect(Stage.SHARE, messages, tuple(state.packages), read)
-    _require(Stage.SHARE, spec, deals, state.faults + faults)
+    deals, faults = collect(Stage.SHARE, messages, tuple(state.packages), read)
+    require(Stage.SHARE, spec, deals, state.faults + faults)
     outgoing = {
         holder: Deliveries(
             tuple(Delivery(deal.dealing, deal.boxes[place]) for name, deal in deals.items() if name != holder)
@@ -247,7 +235,7 @@ class MaskedSum:
         self._closed = True
         faults = (*self._state.faults, *self._faults)
         survivors = tuple(sorted(self._names))
-        _require(Stage.MASK, self._state.spec, survivors, faults)
+        require(Stage.MASK, self._state.spec, survivors, faults)
         masked = Masked(self._state, survivors, self._totals, faults)
         return masked, dict.fromkeys(survivors, Survivors(survivors).encode())
 
@@ -275,10 +263,10 @@ def agree(state: Masked, messages: Mapping[str, bytes]) -> tuple[Agreed, dict[st
     spec, context2 = state.shared.spec, state.context2
 
     def read(name: str, data: bytes) -> Signed[Agreement]:
-        return _read_signed(Agreement, name, data, spec, context2)
+        return read_signed(Agreement, name, data, spec, context2)
 
-    agreements, faults = _collect(Stage.AGREE, messages, state.survivors, read)
-    _require(Stage.AGREE, spec, agreements, state.faults + faults)
+    agreements, faults = collect(Stage.AGREE, messages, state.survivors, read)
+    require(Stage.AGREE, spec, agreements, state.faults + faults)
     answer = Agreements(tuple(agreements.values())).encode()
     return Agreed(state, agreements, state.faults + faults), dict.fromkeys(agreements, answer)
 
@@ -293,18 +281,15 @@ def unmask(state: Agreed, messages: Mapping[str, bytes], *, threads: int = 1) ->
     spec = shared.spec
 
     def read(name: str, data: bytes) -> Reveal:
-        reveal = _read_signed(Reveal, name, data, spec, masked.context2).body
+        reveal = read_signed(Reveal, name, data, spec, masked.context2).body
         _check_openings(masked, reveal)
         return reveal
 
-    reveals, faults = _collect(Stage.UNMASK, messages, tuple(state.agreements), read)
+    reveals, faults = collect(Stage.UNMASK, messages, tuple(state.agreements), read)
     faults = state.faults + faults
-    _require(Stage.UNMASK, spec, reveals, faults)
+    require(Stage.UNMASK, spec, reveals, faults)
     masks = _masks_in_total(masked, _recover_seeds(masked, reveals))
-    sums = tuple(
-        _unmasked(total, vector_masks, vector.ring_bits, threads)
-        for vector, total, vector_masks in zip(spec.vectors, masked.totals, masks, strict=True)
-    )
+    sums = unmask_totals(spec, masked.totals, masks, threads)
     transcript = keys.transcript_hash(masked.context2, shared.dealings.values(), state.agreements.values())
     return Outcome(sums, masked.survivors, transcript, faults)
 
@@ -358,6 +343,16 @@ def _masks_in_total(masked: Masked, seeds: Mapping[str, bytes]) -> list[list[Mas
     return [list(masks) for masks in zip(*by_party, strict=True)]
 
 
+def unmask_totals(
+    spec: RoundSpec, totals: Sequence[UInt32[np.ndarray, " _"]], masks: Sequence[Sequence[Mask]], threads: int
+) -> tuple[Int32[np.ndarray, " _"], ...]:
+    """Each total without its masks, as signed numbers. The totals stay as they are."""
+    return tuple(
+        _unmasked(total, vector_masks, vector.ring_bits, threads)
+        for vector, total, vector_masks in zip(spec.vectors, totals, masks, strict=True)
+    )
+
+
 def _unmasked(
     total: UInt32[np.ndarray, " d"], masks: Sequence[Mask], ring_bits: int, threads: int
 ) -> Int32[np.ndarray, " d"]:
@@ -370,36 +365,3 @@ def _unmasked(
 
     spread(len(total), threads, take_off)
     return result
-
-
-def _collect(
-    stage: Stage, messages: Mapping[str, bytes], expected: Sequence[str], read: Callable[[str, bytes], Read]
-) -> tuple[dict[str, Read], Faults]:
-    """What the messages say, in the order expected; a fault for each that does not hold."""
-    good, faults = {}, [Fault((name,), stage, "not expected") for name in messages if name not in expected]
-    for name in expected:
-        if name in messages:
-            try:
-                good[name] = read(name, messages[name])
-            except ProtocolError as error:
-                faults.append(Fault((name,), stage, str(error)))
-    return good, tuple(faults)
-
-
-def _read_signed(kind: type[Body], name: str, data: bytes, spec: RoundSpec, context: bytes) -> Signed[Body]:
-    message = Signed.decode(kind, data)
-    _check_signed(message, name, spec, context)
-    return message
-
-
-def _check_signed(message: Signed[Body], name: str, spec: RoundSpec, context: bytes) -> None:
-    if message.body.sender != name:
-        raise ProtocolError(f"speaks for {message.body.sender}")
-    message.check(spec.roster.key_of(name), context)
-
-
-def _require(stage: Stage, spec: RoundSpec, present: Collection[str], faults: Faults) -> None:
-    if len(present) < spec.threshold:
-        blamed = tuple(dict.fromkeys(name for fault in faults for name in fault.blamed))
-        reasons = "".join(f"; {' or '.join(fault.blamed)} at {fault.stage}: {fault.reason}" for fault in faults)
-        raise ProtocolError(f"{stage}: {len(present)} of {spec.size} answered, need {spec.threshold}{reasons}", blamed)

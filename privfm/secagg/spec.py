@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from privfm.errors import ProtocolError
 from privfm.secagg.encoding import Writer, check_bytes, check_name, digest
@@ -13,6 +14,7 @@ __all__ = [
     "VERSION",
     "ClientPolicy",
     "LedgerMark",
+    "Neighbours",
     "RoundSpec",
     "VectorSpec",
     "largest_max_corrupt",
@@ -98,6 +100,23 @@ class LedgerMark:
 
 
 @dataclass(frozen=True)
+class Neighbours:
+    """A sparse graph in place of the complete one: each hospital shares its seeds with a few, drawn by itself.
+
+    Args:
+        degree: k, how many it draws.
+        threshold: t, how many of those must answer at every stage for each hospital in the sum.
+    """
+
+    degree: int
+    threshold: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.threshold <= self.degree:
+            raise ValueError(f"threshold={self.threshold}: need 2 to the degree {self.degree}")
+
+
+@dataclass(frozen=True)
 class RoundSpec:
     """The public parameters of one attempt at one round.
 
@@ -114,6 +133,7 @@ class RoundSpec:
         vectors: in the order in which they are sent.
         cohort: names of the hospitals invited, ascending.
         threshold: hospitals needed at every stage.
+        neighbours: None for the complete graph, in which everybody is everybody's neighbour.
 
     Raises:
         ValueError: also when a sum over the cohort could wrap: 2 * len(cohort) * levels >= 2^ring_bits.
@@ -128,6 +148,7 @@ class RoundSpec:
     vectors: tuple[VectorSpec, ...]
     cohort: tuple[str, ...]
     threshold: int
+    neighbours: Neighbours | None = None
 
     def __post_init__(self) -> None:
         if not 16 <= len(self.run) <= 64:
@@ -140,15 +161,18 @@ class RoundSpec:
         self._check_vectors()
 
     def _check_cohort(self) -> None:
-        if list(self.cohort) != sorted(set(self.cohort)):
-            raise ValueError(f"cohort={self.cohort}: need each name once, in ascending order")
+        for left, right in pairwise(self.cohort):
+            if left >= right:
+                raise ValueError(f"cohort: {right!r} after {left!r}, need each name once, in ascending order")
         strangers = sorted(set(self.cohort) - set(self.roster.names))
         if strangers:
             raise ValueError(f"cohort: {', '.join(strangers)} not in roster version {self.roster.version}")
         if not 2 <= self.threshold <= self.size:
             raise ValueError(f"threshold={self.threshold}: need 2 to the cohort's {self.size}")
-        if self.size > COMPLETE_GRAPH_LIMIT:
+        if self.neighbours is None and self.size > COMPLETE_GRAPH_LIMIT:
             raise ValueError(f"cohort of {self.size}: at most {COMPLETE_GRAPH_LIMIT} in a complete graph")
+        if self.neighbours is not None and self.neighbours.degree >= self.size:
+            raise ValueError(f"degree={self.neighbours.degree}: need fewer than the cohort's {self.size}")
 
     def _check_vectors(self) -> None:
         names = [vector.name for vector in self.vectors]
@@ -160,6 +184,16 @@ class RoundSpec:
                     f"levels={vector.levels} of {vector.name!r}: the sum of {self.size} can wrap modulo "
                     f"2^{vector.ring_bits}; need 2 * {self.size} * levels below that"
                 )
+
+    def check_graph(self, *, sparse: bool) -> None:
+        """Refuse to play a round by the other graph's rules.
+
+        Raises:
+            ValueError: naming the package that plays it.
+        """
+        if (self.neighbours is not None) != sparse:
+            package = "privfm.secagg" if sparse else "privfm.secagg.sparse"
+            raise ValueError(f"neighbours={self.neighbours}: this round is for {package}")
 
     @property
     def size(self) -> int:
@@ -178,6 +212,8 @@ class RoundSpec:
         out.raw(self.plan_hash).raw(self.roster.digest).raw(self.model_hash)
         out.sequence(self.vectors, lambda writer, vector: vector._write(writer))
         out.sequence(self.cohort, lambda writer, name: writer.name(name)).u32(self.threshold)
+        graph = self.neighbours
+        out.u32(graph.degree if graph else 0).u32(graph.threshold if graph else 0)
         return digest("context0", VERSION.to_bytes(1, "big"), bytes(out))
 
 

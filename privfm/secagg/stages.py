@@ -1,4 +1,4 @@
-"""The five stages of a round, in order."""
+"""The stages of a round, in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from privfm.errors import ProtocolError
 
-__all__ = ["Stage", "blaming", "check_ascending"]
+__all__ = ["AnyStage", "SparseStage", "Stage", "blaming", "check_ascending"]
 
 
 class Stage(StrEnum):
@@ -19,6 +19,20 @@ class Stage(StrEnum):
     MASK = "mask"
     AGREE = "agree"
     UNMASK = "unmask"
+
+
+class SparseStage(StrEnum):
+    """The same on a sparse graph, where each hospital first draws its neighbours."""
+
+    ADVERTISE = "advertise"
+    CHOOSE = "choose"
+    SHARE = "share"
+    MASK = "mask"
+    AGREE = "agree"
+    UNMASK = "unmask"
+
+
+AnyStage = Stage | SparseStage
 
 
 @contextmanager

@@ -46,8 +46,10 @@ def masked_upload(
     masks: Sequence[Sequence[Mask]],
     tag_key: bytes,
     threads: int,
+    *,
+    prefix: bytes = b"",
 ) -> memoryview:
-    """Every vector's levels with its masks added, packed and tagged.
+    """Every vector's levels with its masks added, packed and tagged, after a prefix.
 
     What comes back is a read-only view rather than bytes, because copying a long upload into fresh memory costs as
     much as a third of masking it.
@@ -55,9 +57,10 @@ def masked_upload(
     Raises:
         ValueError: a vector has the wrong length, or a level is beyond its spec.
     """
-    upload = np.empty(upload_bytes(vectors), np.uint8)
-    upload[: len(_HEADER)] = memoryview(_HEADER)
-    offset = len(_HEADER)
+    head = prefix + _HEADER
+    upload = np.empty(len(prefix) + upload_bytes(vectors), np.uint8)
+    upload[: len(head)] = memoryview(head)
+    offset = len(head)
     for index, (vector, values, keys) in enumerate(zip(vectors, levels, masks, strict=True)):
         if values.shape != (vector.length,):
             raise ValueError(f"levels.shape={values.shape}: {vector.name!r} has {vector.length} entries")

@@ -11,6 +11,7 @@ from rounds import entropy, make_rig, roster_of
 from privfm.secagg import (
     ClientPolicy,
     LedgerMark,
+    Neighbours,
     RoundSpec,
     VectorSpec,
     largest_max_corrupt,
@@ -45,6 +46,7 @@ CHANGES: dict[str, Any] = {
     "vectors": (replace(VECTOR, length=41),),
     "cohort": BASE.cohort[1:],
     "threshold": 5,
+    "neighbours": Neighbours(3, 2),
 }
 
 
@@ -80,6 +82,7 @@ def test_context0_covers_each_field_of_a_vector(change: dict[str, Any]) -> None:
         {"cohort": ("h00", "h01", "h02", "h03", "nobody")},
         {"threshold": 1},
         {"threshold": 6},
+        {"neighbours": Neighbours(5, 3)},
         {"vectors": ()},
         {"vectors": (VECTOR, VECTOR)},
     ],
@@ -137,3 +140,9 @@ def test_unsound_policies() -> None:
     for corrupt, cohort in ((-1, 2), (0, 1)):
         with pytest.raises(ValueError, match="max_corrupt"):
             ClientPolicy(corrupt, cohort)
+
+
+def test_unsound_neighbours() -> None:
+    for degree, threshold in ((3, 4), (3, 1)):
+        with pytest.raises(ValueError, match="threshold="):
+            Neighbours(degree, threshold)

@@ -40,7 +40,8 @@ def identity(name: str) -> Identity:
 
 
 def names_of(count: int) -> tuple[str, ...]:
-    return tuple(f"h{index:02d}" for index in range(count))
+    width = max(2, len(str(count - 1)))
+    return tuple(f"h{index:0{width}d}" for index in range(count))
 
 
 @cache
@@ -161,7 +162,7 @@ class Hospital:
         return self.client.share(incoming, seen=self.seen)
 
     def mask(self, incoming: bytes) -> bytes:
-        return self.client.mask(incoming, self.rig.levels[self.name])
+        return bytes(self.client.mask(incoming, self.rig.levels[self.name]))
 
     def agree(self, incoming: bytes) -> bytes:
         return self.client.agree(incoming)

@@ -1,0 +1,394 @@
+"""The coordinator's part in a round on a sparse graph, mirrored from the hospitals' six steps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import UInt32
+
+from privfm.errors import ProtocolError
+from privfm.secagg import keys
+from privfm.secagg.collecting import Fault, Faults, check_signed, collect, read_signed, require
+from privfm.secagg.dealing import check_boxes
+from privfm.secagg.encoding import Reader, check_bytes
+from privfm.secagg.exchange import exchange, public_key
+from privfm.secagg.masks import Mask
+from privfm.secagg.messages import (
+    MESSAGE_LIMIT,
+    Agreement,
+    Deal,
+    Delivery,
+    KeyPackage,
+    Reveal,
+    Seed,
+    Signed,
+    Survivors,
+)
+from privfm.secagg.server import Outcome, collect_packages, unmask_totals
+from privfm.secagg.shamir import recover
+from privfm.secagg.sparse.client import neighbours_of, sparse_context
+from privfm.secagg.sparse.merkle import Tree
+from privfm.secagg.sparse.messages import (
+    Anchor,
+    Choice,
+    Evidence,
+    Leaf,
+    Masking,
+    Neighbourhood,
+    SparseDeliveries,
+)
+from privfm.secagg.spec import RoundSpec
+from privfm.secagg.stages import SparseStage
+from privfm.secagg.upload import add_upload
+
+__all__ = [
+    "Advertised",
+    "Agreed",
+    "Chosen",
+    "Masked",
+    "MaskedSum",
+    "Shared",
+    "advertise",
+    "agree",
+    "choose",
+    "mask",
+    "share",
+    "unmask",
+]
+
+
+@dataclass(frozen=True)
+class Advertised:
+    """After advertise: waits for everybody's choice of neighbours."""
+
+    spec: RoundSpec
+    packages: Mapping[str, Signed[KeyPackage]]
+    tree: Tree
+    context1: bytes
+    faults: Faults
+    channel_seed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """After choose: waits for the shares.
+
+    Args:
+        drawn: by hospital, those that it drew and that are there.
+    """
+
+    before: Advertised
+    drawn: Mapping[str, tuple[str, ...]]
+    faults: Faults
+
+
+@dataclass(frozen=True)
+class Shared:
+    """After share: waits for the masked vectors.
+
+    Args:
+        peers: by hospital, with whom it is to mask.
+    """
+
+    before: Advertised
+    deals: Mapping[str, Deal]
+    peers: Mapping[str, tuple[str, ...]]
+    faults: Faults
+
+
+@dataclass(frozen=True)
+class Masked:
+    """After mask: holds the masked sum, waits for the agreements."""
+
+    shared: Shared
+    maskings: Mapping[str, Signed[Masking]]
+    totals: tuple[UInt32[np.ndarray, " _"], ...]
+    faults: Faults
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        return tuple(self.maskings)
+
+    @property
+    def context2(self) -> bytes:
+        return keys.survivors_context(self.shared.before.context1, self.survivors)
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """After agree: waits for the shares that unmask the sum."""
+
+    masked: Masked
+    asked: tuple[str, ...]
+    faults: Faults
+
+
+def advertise(spec: RoundSpec, messages: Mapping[str, bytes], *, entropy: bytes) -> tuple[Advertised, dict[str, bytes]]:
+    """Freeze the cohort under a root; an absent hospital's leaf is empty.
+
+    Raises:
+        ProtocolError: fewer than the threshold are left.
+    """
+    spec.check_graph(sparse=True)
+    check_bytes("entropy", entropy, 32)
+    packages, faults = collect_packages(spec, messages)
+    require(SparseStage.ADVERTISE, spec, packages, faults)
+    tree = Tree([packages[name].encode() if name in packages else b"" for name in spec.cohort])
+    context1 = sparse_context(spec.context0, tree.root)
+    anchors = {
+        name: Anchor(public_key(entropy), tree.root, tree.proof(spec.cohort.index(name))).encode() for name in packages
+    }
+    return Advertised(spec, packages, tree, context1, faults, channel_seed=entropy), anchors
+
+
+def choose(state: Advertised, messages: Mapping[str, bytes]) -> tuple[Chosen, dict[str, bytes]]:
+    """Show each hospital those it drew and those that drew it.
+
+    Raises:
+        ProtocolError: fewer than the threshold are left.
+    """
+    spec, degree = state.spec, neighbours_of(state.spec).degree
+
+    def read(name: str, data: bytes) -> tuple[str, ...]:
+        drawn = read_signed(Choice, name, data, spec, state.context1).body.neighbours
+        if list(drawn) != sorted(set(drawn) - {name}) or len(drawn) != degree or not set(drawn) <= set(spec.cohort):
+            raise ProtocolError("drew something other than its number of neighbours")
+        return drawn
+
+    choices, faults = collect(SparseStage.CHOOSE, messages, tuple(state.packages), read)
+    faults = state.faults + faults
+    require(SparseStage.CHOOSE, spec, choices, faults)
+    chosen_by: defaultdict[str, set[str]] = defaultdict(set)
+    for name, drawn in choices.items():
+        for neighbour in drawn:
+            chosen_by[neighbour].add(name)
+    leaves = {name: _leaf(state, name) for name in spec.cohort}
+    outgoing = {
+        name: Neighbourhood(tuple(leaves[peer] for peer in sorted({*drawn, *chosen_by[name]}))).encode()
+        for name, drawn in choices.items()
+    }
+    there = {name: tuple(peer for peer in drawn if peer in state.packages) for name, drawn in choices.items()}
+    return Chosen(state, there, faults), outgoing
+
+
+def _leaf(state: Advertised, name: str) -> Leaf:
+    package = state.packages[name].encode() if name in state.packages else b""
+    return Leaf(name, package, state.tree.proof(state.spec.cohort.index(name)))
+
+
+def share(state: Chosen, messages: Mapping[str, bytes]) -> tuple[Shared, dict[str, bytes]]:
+    """Hand each sharer what other sharers dealt to it, and which of its own holders dealt.
+
+    Raises:
+        ProtocolError: fewer than the threshold are left.
+    """
+    spec, context1 = state.before.spec, state.before.context1
+
+    def read(name: str, data: bytes) -> Deal:
+        deal = Deal.decode(data)
+        check_signed(deal.dealing, name, spec, context1)
+        if tuple(entry.holder for entry in deal.dealing.body.holders) != state.drawn[name]:
+            raise ProtocolError("not dealt to the neighbours it drew")
+        check_boxes(deal)
+        return deal
+
+    deals, faults = collect(SparseStage.SHARE, messages, tuple(state.drawn), read)
+    faults = state.faults + faults
+    require(SparseStage.SHARE, spec, deals, faults)
+    dealt_to: defaultdict[str, list[Delivery]] = defaultdict(list)
+    for deal in deals.values():
+        for entry, box in zip(deal.dealing.body.holders, deal.boxes, strict=True):
+            dealt_to[entry.holder].append(Delivery(deal.dealing, box))
+    sharers = {name: tuple(peer for peer in state.drawn[name] if peer in deals) for name in deals}
+    dealers = {name: [delivery.dealing.body.sender for delivery in dealt_to[name]] for name in deals}
+    peers = {name: tuple(sorted({*sharers[name], *dealers[name]})) for name in deals}
+    outgoing = {name: SparseDeliveries(tuple(dealt_to[name]), sharers[name]).encode() for name in deals}
+    return Shared(state.before, deals, peers, faults), outgoing
+
+
+class MaskedSum:
+    """Adds masked vectors as they arrive; memory does not grow with their number.
+
+    Args:
+        state: of the stage before.
+        threads: changes the speed alone.
+    """
+
+    def __init__(self, state: Shared, *, threads: int = 1) -> None:
+        self._state = state
+        self._threads = threads
+        self._totals = tuple(np.zeros(vector.length, np.uint32) for vector in state.before.spec.vectors)
+        self._maskings: dict[str, Signed[Masking]] = {}
+        self._faults: list[Fault] = []
+        self._closed = False
+
+    def add(self, name: str, message: bytes | memoryview) -> None:
+        """Add one hospital's upload; record a fault if it does not hold, or if it is its second."""
+        if self._closed:
+            raise ValueError(f"name={name!r}: the sum is closed")
+        try:
+            self._maskings[name] = self._checked_and_added(name, message)
+        except ProtocolError as error:
+            self._faults.append(Fault((name,), SparseStage.MASK, str(error)))
+
+    def _checked_and_added(self, name: str, message: bytes | memoryview) -> Signed[Masking]:
+        before = self._state.before
+        if name not in self._state.peers or name in self._maskings:
+            raise ProtocolError("no upload is expected")
+        reader = Reader(message)
+        head = reader.blob(MESSAGE_LIMIT)
+        masking = read_signed(Masking, name, head, before.spec, before.context1)
+        if masking.body.peers != self._state.peers[name]:
+            raise ProtocolError("masked with others than its neighbours")
+        shared = exchange(before.channel_seed, before.packages[name].body.channel_key)
+        tag_key = keys.tag_key(shared, before.context1, name)
+        upload = memoryview(message)[4 + len(head) :]
+        add_upload(before.spec.vectors, upload, tag_key, self._totals, self._threads)
+        return masking
+
+    def close(self) -> tuple[Masked, dict[str, bytes]]:
+        """Freeze the survivors: those whose vectors were added.
+
+        Raises:
+            ProtocolError: fewer than the threshold are left.
+        """
+        self._closed = True
+        faults = (*self._state.faults, *self._faults)
+        require(SparseStage.MASK, self._state.before.spec, self._maskings, faults)
+        maskings = dict(sorted(self._maskings.items()))
+        masked = Masked(self._state, maskings, self._totals, faults)
+        return masked, dict.fromkeys(maskings, Survivors(masked.survivors).encode())
+
+
+def mask(
+    state: Shared, messages: Mapping[str, bytes | memoryview], *, threads: int = 1
+) -> tuple[Masked, dict[str, bytes]]:
+    """Add up what arrived. `MaskedSum` does the same one upload at a time.
+
+    Raises:
+        ProtocolError: fewer than the threshold are left.
+    """
+    total = MaskedSum(state, threads=threads)
+    for name, message in messages.items():
+        total.add(name, message)
+    return total.close()
+
+
+def agree(state: Masked, messages: Mapping[str, bytes]) -> tuple[Agreed, dict[str, bytes]]:
+    """Show each hospital who of its holders agreed, and with whom those who dealt to it are masked.
+
+    Raises:
+        ProtocolError: fewer than the threshold are left.
+    """
+    spec, context2 = state.shared.before.spec, state.context2
+
+    def read(name: str, data: bytes) -> Signed[Agreement]:
+        return read_signed(Agreement, name, data, spec, context2)
+
+    agreements, faults = collect(SparseStage.AGREE, messages, state.survivors, read)
+    faults = state.faults + faults
+    require(SparseStage.AGREE, spec, agreements, faults)
+    dealers = _dealers_to(state)
+    outgoing = {
+        name: Evidence(
+            tuple(agreements[holder] for holder in _holders(state, name) if holder in agreements),
+            tuple(state.maskings[dealer] for dealer in dealers[name] if dealer in state.maskings),
+        ).encode()
+        for name in agreements
+    }
+    return Agreed(state, tuple(agreements), faults), outgoing
+
+
+def _holders(masked: Masked, dealer: str) -> list[str]:
+    """Who holds a dealer's shares and survived, ascending."""
+    holders = (entry.holder for entry in masked.shared.deals[dealer].dealing.body.holders)
+    return [holder for holder in holders if holder in masked.maskings]
+
+
+def _dealers_to(masked: Masked) -> dict[str, list[str]]:
+    """By holder, who dealt to it, ascending."""
+    dealers: defaultdict[str, list[str]] = defaultdict(list)
+    for name, deal in masked.shared.deals.items():
+        for entry in deal.dealing.body.holders:
+            dealers[entry.holder].append(name)
+    return dealers
+
+
+def unmask(state: Agreed, messages: Mapping[str, bytes], *, threads: int = 1) -> Outcome:
+    """Recover the seeds that must be known, take their masks off the total, and lift the sum.
+
+    Raises:
+        ProtocolError: around some hospital too few opened good shares, or a hospital dealt shares of no seed.
+    """
+    masked, before = state.masked, state.masked.shared.before
+    dealers = _dealers_to(masked)
+
+    def read(name: str, data: bytes) -> Reveal:
+        reveal = read_signed(Reveal, name, data, before.spec, masked.context2).body
+        _check_openings(masked, reveal, dealers[name])
+        return reveal
+
+    reveals, faults = collect(SparseStage.UNMASK, messages, state.asked, read)
+    faults = state.faults + faults
+    require(SparseStage.UNMASK, before.spec, reveals, faults)
+    sums = unmask_totals(before.spec, masked.totals, _masks_in_total(masked, reveals), threads)
+    return Outcome(sums, masked.survivors, masked.context2, faults)
+
+
+def _check_openings(masked: Masked, reveal: Reveal, dealers: list[str]) -> None:
+    expected = [(dealer, _seed_to_open(masked, dealer)) for dealer in dealers]
+    if [(opening.dealer, opening.seed) for opening in reveal.openings] != expected:
+        raise ProtocolError("opens other shares than it was asked for")
+    context1 = masked.shared.before.context1
+    for opening in reveal.openings:
+        committed = masked.shared.deals[opening.dealer].dealing.body.to(reveal.sender).of(opening.seed)
+        if opening.share.commitment(context1, opening.dealer, reveal.sender, opening.seed) != committed:
+            raise ProtocolError(f"returns another share than {opening.dealer} dealt")
+
+
+def _seed_to_open(masked: Masked, dealer: str) -> Seed:
+    return Seed.SELF_MASK if dealer in masked.maskings else Seed.MASK_KEY
+
+
+def _masks_in_total(masked: Masked, reveals: Mapping[str, Reveal]) -> list[list[Mask]]:
+    """For each vector, every mask that does not cancel in the total."""
+    before = masked.shared.before
+    spec, context1 = before.spec, before.context1
+    points = {name: point for point, name in enumerate(spec.cohort, start=1)}
+    shares: defaultdict[str, dict[int, bytes]] = defaultdict(dict)
+    for name, reveal in reveals.items():
+        for opening in reveal.openings:
+            shares[opening.dealer][points[name]] = opening.share.value
+    masked_with: defaultdict[str, list[str]] = defaultdict(list)
+    for survivor, masking in masked.maskings.items():
+        for peer in masking.body.peers:
+            masked_with[peer].append(survivor)
+    by_party = []
+    for survivor in masked.survivors:
+        seed = _recover(masked, survivor, shares[survivor])
+        by_party.append(keys.self_masks(seed, context1, survivor, spec.vectors))
+    for dropped in sorted(set(masked_with) - set(masked.survivors)):
+        seed = _recover(masked, dropped, shares[dropped])
+        for survivor in masked_with[dropped]:
+            secret = exchange(seed, before.packages[survivor].body.mask_key)
+            by_party.append(keys.pair_masks(secret, context1, survivor, dropped, spec.vectors))
+    return [list(masks) for masks in zip(*by_party, strict=True)]
+
+
+def _recover(masked: Masked, dealer: str, shares: Mapping[int, bytes]) -> bytes:
+    before, threshold = masked.shared.before, neighbours_of(masked.shared.before.spec).threshold
+    if len(shares) < threshold:
+        raise ProtocolError(f"unmask: {len(shares)} neighbours of {dealer} answered, need {threshold}")
+    seed = recover(shares, threshold)
+    if seed is not None:
+        if _seed_to_open(masked, dealer) is Seed.MASK_KEY:
+            sound = public_key(seed) == before.packages[dealer].body.mask_key
+        else:
+            committed = masked.shared.deals[dealer].dealing.body.self_seed
+            sound = keys.seed_commitment(before.context1, dealer, seed) == committed
+        if sound:
+            return seed
+    raise ProtocolError(f"{dealer} dealt shares that do not make the seed it committed to", (dealer,))
