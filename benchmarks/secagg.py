@@ -20,7 +20,7 @@ import sys
 import time
 import tracemalloc
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,6 +32,7 @@ from privfm.secagg import (
     ClientPolicy,
     Identity,
     LedgerMark,
+    Neighbours,
     Roster,
     RoundSpec,
     VectorSpec,
@@ -39,13 +40,17 @@ from privfm.secagg import (
     quantise,
     server,
     smallest_threshold,
+    sparse,
 )
 from privfm.secagg.chunks import CHUNK, pieces, spread
 from privfm.secagg.masks import Mask, keystream
+from privfm.secagg.sparse import choose_neighbours, smallest_group
+from privfm.secagg.stages import SparseStage
 from privfm.secagg.upload import masked_upload
 
 CLIP = 0.05
 VECTOR_BYTES = 4
+STAGES = tuple(SparseStage)
 
 
 class Clock:
@@ -54,6 +59,7 @@ class Clock:
     def __init__(self) -> None:
         self.best: defaultdict[str, float] = defaultdict(lambda: float("inf"))
         self.sums: defaultdict[str, float] = defaultdict(float)
+        self.counts: defaultdict[str, int] = defaultdict(int)
 
     @contextmanager
     def over(self, name: str) -> Iterator[None]:
@@ -62,6 +68,7 @@ class Clock:
         taken = 1e3 * (time.perf_counter() - start)
         self.best[name] = min(self.best[name], taken)
         self.sums[name] += taken
+        self.counts[name] += 1
 
 
 class Memory(Clock):
@@ -92,9 +99,9 @@ class Size:
 class Bench:
     """Rounds of n hospitals that each send the same update of d entries."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: Size, threshold: int, neighbours: Neighbours | None = None) -> None:
         self.size = size
-        names = tuple(f"hospital-{index:03d}" for index in range(size.clients))
+        names = tuple(f"hospital-{index:04d}" for index in range(size.clients))
         self.identities = {name: Identity.generate(name, os.urandom(32)) for name in names}
         roster = Roster.first("benchmark", {name: key.public for name, key in self.identities.items()})
         self.vector = VectorSpec.fit("update", size.params, CLIP, clients=size.clients, ring_bits=size.ring_bits)
@@ -107,7 +114,8 @@ class Bench:
             model_hash=bytes(32),
             vectors=(self.vector,),
             cohort=names,
-            threshold=smallest_threshold(size.clients),
+            threshold=threshold,
+            neighbours=neighbours,
         )
         self.update = np.float32(CLIP / 3) * np.random.default_rng(0).standard_normal(size.params, dtype=np.float32)
         self.uploaded = 0
@@ -204,7 +212,7 @@ def adding_floor(size: Size, vectors: int, clock: Clock) -> None:
 
 def measure(size: Size, dropped: int, repeats: int, memory: bool) -> dict[str, Any]:
     """One row of the table."""
-    bench, hospital, floor = Bench(size), Clock(), Clock()
+    bench, hospital, floor = Bench(size, smallest_threshold(size.clients)), Clock(), Clock()
     survivors = size.clients - dropped
     masks_to_remove = survivors + dropped * survivors
     best: dict[str, float] = {}
@@ -303,6 +311,70 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield row
 
 
+def measure_sparse(cohort: int, params: int, threads: int) -> dict[str, Any]:
+    """One round on a sparse graph with 5% corrupt allowed for and 5% dropped, a fifth of them at each stage but one."""
+    gone = cohort // 20
+    graph = choose_neighbours(cohort, max_corrupt=gone, max_dropped=gone)
+    bench = Bench(Size(cohort, params, 24, threads), cohort - gone, graph)
+    leaves = {name: STAGES[1 + index % (len(STAGES) - 1)] for index, name in enumerate(list(bench.identities)[-gone:])}
+    hospital, coordinator = Clock(), Clock()
+    start = time.perf_counter()
+    outcome = play_sparse(bench, leaves, hospital, coordinator)
+    return {
+        "clients": cohort,
+        "params": params,
+        "threads": threads,
+        "graph": asdict(graph),
+        "smallest_group": smallest_group(cohort, graph, gone),
+        "dropped": gone,
+        "survivors": len(outcome.survivors),
+        "client_ms": {name: round(hospital.sums[name] / hospital.counts[name], 2) for name in hospital.sums},
+        "coordinator_ms": rounded(coordinator.sums),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def play_sparse(bench: Bench, leaves: dict[str, SparseStage], hospital: Clock, coordinator: Clock) -> server.Outcome:
+    """A round on a sparse graph.
+
+    Raises:
+        RuntimeError: the sum is not exact.
+    """
+    spec, policy = bench.spec, ClientPolicy(max_corrupt=0, min_cohort=2)
+    states: dict[str, Any] = {name: client.Ready(spec, key, policy) for name, key in bench.identities.items()}
+    levels = quantise(bench.update, bench.vector, os.urandom(32))
+    mark = LedgerMark(1, bytes(32))
+    answers: dict[SparseStage, Callable[[str, bytes], Any]] = {
+        SparseStage.ADVERTISE: lambda name, _: sparse.client.advertise(
+            states[name], mark, answered=None, entropy=os.urandom(32)
+        ),
+        SparseStage.CHOOSE: lambda name, data: sparse.client.choose(states[name], data),
+        SparseStage.SHARE: lambda name, data: sparse.client.share(states[name], data, seen={}),
+        SparseStage.MASK: lambda name, data: sparse.client.mask(states[name], data, [levels]),
+        SparseStage.AGREE: lambda name, data: sparse.client.agree(states[name], data),
+        SparseStage.UNMASK: lambda name, data: sparse.client.unmask(states[name], data),
+    }
+    mail = dict.fromkeys(states, b"")
+    state: Any = None
+    for stage in STAGES:
+        sent = {}
+        for name, data in mail.items():
+            if name in leaves and STAGES.index(leaves[name]) <= STAGES.index(stage):
+                continue
+            with hospital.over(stage):
+                states[name], sent[name] = answers[stage](name, data)
+        with coordinator.over(stage):
+            if stage is SparseStage.ADVERTISE:
+                state, mail = sparse.server.advertise(spec, sent, entropy=os.urandom(32))
+            elif stage is SparseStage.UNMASK:
+                outcome = sparse.server.unmask(state, sent, threads=bench.size.threads)
+            else:
+                state, mail = getattr(sparse.server, stage.value)(state, sent)
+    if not np.array_equal(outcome.sums[0], levels * len(outcome.survivors)):
+        raise RuntimeError("the unmasked sum is not the plain sum")
+    return outcome
+
+
 def machine() -> dict[str, Any]:
     """Where it ran."""
     return {
@@ -322,14 +394,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--flower-limit", type=whole, default=10**8, help="most clients x params to run Flower at")
+    parser.add_argument("--sparse", type=int, nargs="*", default=[250, 1000], help="cohorts for the sparse graph")
+    parser.add_argument("--sparse-params", type=whole, default=10**5)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     found = []
     for row in rows(arguments):
         found.append(row)
         print(summary(row), file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    sparse_rows = []
+    for cohort in arguments.sparse:
+        sparse_rows.append(measure_sparse(cohort, arguments.sparse_params, arguments.threads))
+        print(sparse_summary(sparse_rows[-1]), file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if arguments.json:
-        print(json.dumps({"machine": machine(), "rows": found}, indent=1))
+        print(json.dumps({"machine": machine(), "rows": found, "sparse": sparse_rows}, indent=1))
 
 
 def summary(row: dict[str, Any]) -> str:
@@ -340,6 +418,15 @@ def summary(row: dict[str, Any]) -> str:
         f"mask {row['client_ms']['mask']} ms ({row['mask_over_floor']}x its floor{flower}), "
         f"{row['bytes_up_per_param']} B up each, coordinator {row['coordinator_over_floor']}x its floor"
         f", peak {row.get('coordinator_peak_vectors', '-')} vectors"
+    )
+
+
+def sparse_summary(row: dict[str, Any]) -> str:
+    """The row in one line."""
+    return (
+        f"{row['clients']} clients, sparse graph of degree {row['graph']['degree']}, {row['params']:.0e} parameters, "
+        f"{row['dropped']} dropped: client {sum(row['client_ms'].values()):.0f} ms in all, "
+        f"coordinator {sum(row['coordinator_ms'].values()) / 1e3:.1f} s, whole simulation {row['seconds']} s"
     )
 
 

@@ -5,7 +5,7 @@ Pure and sans-I/O: bytes in, bytes out, and whatever is random is an argument.
 
 from __future__ import annotations
 
-from privfm.secagg import client, server
+from privfm.secagg import client, server, sparse
 from privfm.secagg.driver import Client
 from privfm.secagg.identity import Identity, fingerprint
 from privfm.secagg.protocol import Party, run_round
@@ -45,4 +45,5 @@ __all__ = [
     "run_round",
     "server",
     "smallest_threshold",
+    "sparse",
 ]
