@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import hostile_coordinator as hostile
 import pytest
@@ -11,7 +12,7 @@ from rounds import Coordinator, Hospital, entropy, hospitals_of, make_rig, mark_
 
 from privfm.errors import ProtocolError
 from privfm.secagg import COORDINATOR, ClientPolicy, Stage, client
-from privfm.secagg.messages import Seed, Survivors
+from privfm.secagg.messages import Cohort, Seed, Survivors
 
 EVERYBODY = ("h00", "h01", "h02", "h03", "h04")
 
@@ -24,7 +25,7 @@ ATTACKS = [
     (hostile.RepeatsAMember, EVERYBODY, "do not ascend"),
     (hostile.ReplaysAnOlderRound, ("h00", "h02", "h03", "h04"), "does not verify"),
     (hostile.OmitsTheReader, EVERYBODY, "h00 is not the one it sent"),
-    (hostile.ShowsTwoCohorts, EVERYBODY[1:], "does not verify"),
+    (hostile.ShowsTwoCohorts, EVERYBODY[1:], "did not deal to this cohort|is no peer in this cohort"),
     (hostile.SwapsBoxes, ("h01",), "not the one it signed for h01"),
     (hostile.TooFewSharers, EVERYBODY, "3 sharers, this hospital answers for 4"),
     (hostile.MixesAgreements, EVERYBODY, "signature over the agree message does not verify"),
@@ -59,6 +60,21 @@ def test_a_hospital_kept_out_stays_masked_although_the_others_finish() -> None:
     assert opened(story)[hostile.VICTIM, Seed.MASK_KEY] == 4
     assert opened(story)[hostile.VICTIM, Seed.SELF_MASK] == 0
     assert lying_open(story, rig.names, rig.spec.threshold, colluding=2) == []
+
+
+def test_a_predictable_key_of_the_coordinators_own_is_refused() -> None:
+    rig = make_rig(5)
+
+    class ShowsASmallKey(Coordinator):
+        def cohorts(self, packages: dict[str, bytes]) -> dict[str, bytes]:
+            mail = super().cohorts(packages)
+            return {
+                name: replace(Cohort.decode(data), coordinator_key=bytes(32)).encode() for name, data in mail.items()
+            }
+
+    story = play(ShowsASmallKey(rig), hospitals_of(rig))
+    assert {error.blamed for error in story.refusals.values()} == {(COORDINATOR,)}
+    assert Stage.MASK not in story.sent
 
 
 @pytest.mark.parametrize("count", [5, 7, 10])

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from privfm.secagg import messages, upload
+from privfm.secagg import Neighbours, messages, upload
 from privfm.secagg.driver import TRANSITIONS, Client, state_diagram
+from privfm.secagg.sparse import choose_neighbours, smallest_group
+from privfm.secagg.sparse import messages as sparse_messages
 from privfm.secagg.stages import Stage
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -45,4 +47,22 @@ def test_message_types_and_signatures_are_as_written(name: str) -> None:
 
 def test_the_upload_is_among_them() -> None:
     assert documented_types()["upload"][0] == upload.TYPE
-    assert len({number for number, _ in documented_types().values()}) == len(documented_types()) == 10
+    assert sorted(number for number, _ in documented_types().values()) == list(range(1, 17))
+
+
+@pytest.mark.parametrize("name", ["Anchor", "Choice", "Neighbourhood", "SparseDeliveries", "Masking", "Evidence"])
+def test_messages_of_the_sparse_graph_are_as_written(name: str) -> None:
+    kind = getattr(sparse_messages, name)
+    number, signed = documented_types()["sparse deliveries" if name == "SparseDeliveries" else name.lower()]
+    assert number == kind.TYPE
+    assert signed.startswith(f"`{kind.STAGE}`") if hasattr(kind, "STAGE") else signed == "no"
+
+
+def test_parameters_of_the_sparse_graph_are_as_written() -> None:
+    rows = re.findall(r"^\| (\d+) \| (\d+), (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", TEXT, flags=re.MULTILINE)
+    assert len(rows) > 5
+    for row in rows:
+        cohort, corrupt, dropped, degree, threshold, group = map(int, row)
+        graph = choose_neighbours(cohort, max_corrupt=corrupt, max_dropped=dropped)
+        assert graph == Neighbours(degree, threshold)
+        assert smallest_group(cohort, graph, corrupt) == group
