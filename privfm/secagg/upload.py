@@ -55,15 +55,17 @@ def masked_upload(
     much as a third of masking it.
 
     Raises:
-        ValueError: a vector has the wrong length, or a level is beyond its spec.
+        ValueError: a vector has the wrong length or type, or a level is beyond its spec.
     """
     head = prefix + _HEADER
     upload = np.empty(len(prefix) + upload_bytes(vectors), np.uint8)
     upload[: len(head)] = memoryview(head)
     offset = len(head)
     for index, (vector, values, keys) in enumerate(zip(vectors, levels, masks, strict=True)):
-        if values.shape != (vector.length,):
-            raise ValueError(f"levels.shape={values.shape}: {vector.name!r} has {vector.length} entries")
+        if values.dtype != np.int32 or values.shape != (vector.length,):
+            raise ValueError(
+                f"levels: need {vector.length} of int32 for {vector.name!r}, not {values.shape} of {values.dtype}"
+            )
         region = upload[offset : offset + _vector_bytes(vector)]
         _write_vector(vector, index, values, keys, AESGCM(tag_key), region, threads)
         offset += len(region)
