@@ -9,7 +9,15 @@ from privfm.data.imageset import ImageSet
 from privfm.errors import DataError
 from privfm.ids import HospitalId, PatientId
 
-__all__ = ["hold_out", "patient_classes", "shared_patients", "split_by_hospital"]
+__all__ = [
+    "hold_out",
+    "official_test_patients",
+    "own_hospitals",
+    "patient_classes",
+    "shared_patients",
+    "simulated_names",
+    "split_by_hospital",
+]
 
 
 def patient_classes(images: ImageSet) -> NDArray[np.int64]:
@@ -53,7 +61,7 @@ def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Im
     """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction={fraction} must lie between 0 and 1")
-    test = _official_test_patients(images)
+    test = official_test_patients(images)
     if test is None:
         test = _stratified_patients(images, fraction, np.random.default_rng(seed))
     train = np.setdiff1d(np.arange(len(images.patients)), test)
@@ -62,7 +70,8 @@ def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Im
     return images.select_patients(train), images.select_patients(test)
 
 
-def _official_test_patients(images: ImageSet) -> NDArray[np.int64] | None:
+def official_test_patients(images: ImageSet) -> NDArray[np.int64] | None:
+    """The patients that the source itself tests on; None when it does not say, or tests on all."""
     if images.official_test is None:
         return None
     tested = np.unique(images.patient_of[images.official_test])
@@ -119,16 +128,16 @@ def split_by_hospital(
     if hospitals < 1 or min_patients < 1 or not alpha > 0:
         raise ValueError(f"hospitals={hospitals}, min_patients={min_patients} and alpha={alpha} must be positive")
     if images.hospital_of is not None:
-        return _own_hospitals(images, images.hospital_of, allow_shared)
+        return own_hospitals(images, images.hospital_of, allow_shared)
     owner = _dirichlet_owners(images, hospitals, alpha, min_patients, np.random.default_rng(seed))
-    width = len(str(hospitals))
     return {
-        HospitalId(f"hospital-{h + 1:0{width}d}"): images.select_patients(np.flatnonzero(owner == h))
-        for h in range(hospitals)
+        name: images.select_patients(np.flatnonzero(owner == index))
+        for index, name in enumerate(simulated_names(hospitals))
     }
 
 
-def _own_hospitals(images: ImageSet, hospital_of: NDArray[np.int64], allow_shared: bool) -> dict[HospitalId, ImageSet]:
+def own_hospitals(images: ImageSet, hospital_of: NDArray[np.int64], allow_shared: bool) -> dict[HospitalId, ImageSet]:
+    """Each hospital's images where the source names hospitals; DataError for shared or missing patients."""
     shared = shared_patients(images)
     if shared and not allow_shared:
         patient, places = next(iter(shared.items()))
@@ -171,3 +180,9 @@ def _raise_to_floor(owner: NDArray[np.int64], hospitals: int, floor: int, rng: n
         if sizes[poorest] >= floor:
             return
         owner[rng.choice(np.flatnonzero(owner == sizes.argmax()))] = poorest
+
+
+def simulated_names(hospitals: int) -> list[HospitalId]:
+    """The names of so many simulated hospitals."""
+    width = len(str(hospitals))
+    return [HospitalId(f"hospital-{index + 1:0{width}d}") for index in range(hospitals)]

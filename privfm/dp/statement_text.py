@@ -73,8 +73,9 @@ def _promise(statement: PrivacyStatement) -> Section:
     return Section(
         title,
         (
-            f"Whoever sees everything that a hospital ever sent can tell whether one {statement.unit} took part, with "
-            f"all their images, only as well as (epsilon, delta)-differential privacy allows: epsilon is at most "
+            "Whoever sees everything that a hospital sent in the runs on its ledger can tell whether one "
+            f"{statement.unit} took part, with all their images, only as well as (epsilon, delta)-differential privacy "
+            "allows: epsilon is at most "
             f"{worst.epsilon_spent:.3f} (at {worst.id}), delta is {odds}.",
             f"In words: whatever somebody concludes about a {statement.unit}, the odds of that conclusion are at most "
             f"e^epsilon = {math.exp(min(700.0, worst.epsilon_spent)):.3g} times what they would be had the "

@@ -13,8 +13,8 @@ from privfm.errors import ProtocolError
 
 __all__ = ["Announcement", "model_hash"]
 
-MAX_HEADER_BYTES = 1 << 20
-MAX_PARAMETERS = 1 << 31
+MAX_HEADER_BYTES = 1 << 16
+MAX_NUMBER = 1 << 32
 FIELDS = {"round": int, "attempt": int, "generation": int, "cohort": list}
 
 
@@ -54,13 +54,12 @@ class Announcement:
             raise _malformed("its length does not fit the plan's model")
         try:
             header = json.loads(data[4 : 4 + size])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _malformed("its header is not JSON") from None
         if not isinstance(header, dict) or {name: type(value) for name, value in header.items()} != FIELDS:
             raise _malformed(f"its header must hold {', '.join(FIELDS)}")
-        if min(header["round"] - 1, header["attempt"], header["generation"]) < 0 or not all(
-            type(name) is str for name in header["cohort"]
-        ):
+        numbers = (header["round"] - 1, header["attempt"], header["generation"])
+        if min(numbers) < 0 or max(numbers) >= MAX_NUMBER or not all(type(name) is str for name in header["cohort"]):
             raise _malformed("its header is out of range")
         model = np.frombuffer(data, dtype="<f4", offset=4 + size).astype(np.float32)
         if not np.isfinite(model).all():

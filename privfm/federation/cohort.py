@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from privfm.data import ImageSet, hold_out, load_images, shared_patients, split_by_hospital
+from privfm.data import (
+    ImageSet,
+    hold_out,
+    hold_out_by_name,
+    load_images,
+    shared_patients,
+    split_by_hospital,
+    split_by_name,
+)
 from privfm.errors import DataError, PlanError
 from privfm.ids import HospitalId
 from privfm.plan import Plan
@@ -57,14 +65,7 @@ def gather_cohort(plan: Plan) -> Cohort:
     )
     _check_shared(plan, whole)
     train, fit, test = _hold_out(plan, whole)
-    split = split_by_hospital(
-        train,
-        data.hospitals,
-        alpha=data.dirichlet_alpha,
-        min_patients=data.min_patients,
-        seed=plan.seed,
-        allow_shared=data.max_hospitals_per_patient > 1,
-    )
+    split = _split(plan, train)
     _check_names(plan, split)
     builtin = _builtin(whole)
     assumed = data.nominal_units is None and not plan.hospitals and not builtin
@@ -73,6 +74,22 @@ def gather_cohort(plan: Plan) -> Cohort:
 
 def _builtin(images: ImageSet) -> bool:
     return images.public or images.synthetic
+
+
+def _split(plan: Plan, train: ImageSet) -> dict[HospitalId, ImageSet]:
+    """Spread built-in images unevenly; of people, no patient's place depends on who else there is."""
+    data = plan.data
+    shared = data.max_hospitals_per_patient > 1
+    if not _builtin(train):
+        return split_by_name(train, data.hospitals, seed=plan.seed, allow_shared=shared)
+    return split_by_hospital(
+        train,
+        data.hospitals,
+        alpha=data.dirichlet_alpha,
+        min_patients=data.min_patients,
+        seed=plan.seed,
+        allow_shared=shared,
+    )
 
 
 def _hold_out(plan: Plan, whole: ImageSet) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
@@ -84,10 +101,11 @@ def _hold_out(plan: Plan, whole: ImageSet) -> tuple[ImageSet, ImageSet | None, I
         return whole, None, None
     if whole.labels is None:
         raise DataError(f"{plan.data.source}: has no labels to probe with; leave out --probe or add a label column")
-    train, held_out = hold_out(whole, plan.data.held_out, plan.seed)
     if builtin:
+        train, held_out = hold_out(whole, plan.data.held_out, plan.seed)
         return train, train, held_out
-    fit, test = hold_out(held_out, 0.5, plan.seed)
+    train, held_out = hold_out_by_name(whole, plan.data.held_out, plan.seed)
+    fit, test = hold_out_by_name(held_out, 0.5, plan.seed + 1)
     return train, fit, test
 
 

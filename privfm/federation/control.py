@@ -12,14 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from privfm.dp.clipping import ClippedSum
-from privfm.dp.coins import Coins, SystemCoins
+from privfm.dp.coins import Coins, Stream, SystemCoins
 from privfm.dp.mechanism import StepMechanism
 from privfm.federation.local_training import train_locally
 from privfm.federation.network import Learner, trained
 from privfm.federation.observer import Observer
-from privfm.federation.planning import mechanism_of, update_weight
+from privfm.federation.planning import mechanism_of, update_weight, vector_spec
 from privfm.federation.strategies import make_strategy
 from privfm.plan import Plan
+from privfm.secagg import dequantise, quantise
 
 __all__ = ["noise_only"]
 
@@ -29,7 +30,8 @@ def noise_only(
 ) -> Float[Tensor, " parameters"]:
     """Return the global model that the run would have ended with, had every gradient been zero.
 
-    No image is touched, so nothing is charged. Nothing is masked either: a sum of masked vectors is their sum.
+    No image is touched, so nothing is charged. Updates are clamped and rounded as the run's are; nothing is masked,
+    since a sum of masked vectors is their sum.
     """
     coins = coins or SystemCoins()
     network = copy.deepcopy(start.network).cpu()
@@ -40,10 +42,17 @@ def noise_only(
         for hospital in plan.hospitals:
             gradient = _NoiseGradient(mechanism_of(plan, hospital), model.numel(), coins, (hospital.id, number))
             update = train_locally(network, model, plan.optimizer, plan.federation.local_steps, gradient)
-            summed += update_weight(plan, hospital) * update
+            summed += _quantised(
+                plan, update_weight(plan, hospital) * update, coins.stream("control", hospital.id, number)
+            )
         model = strategy.step(model, summed / total)
         observer.progress("noise-only control", number, plan.federation.rounds)
     return model
+
+
+def _quantised(plan: Plan, update: Float[Tensor, " parameters"], stream: Stream) -> Float[Tensor, " parameters"]:
+    spec = vector_spec(plan, update.numel())
+    return torch.from_numpy(dequantise(quantise(update.numpy(), spec, stream.read(32)), spec)).float()
 
 
 class _NoiseGradient:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 
 import torch
@@ -71,7 +70,6 @@ class Coordinator:
         return self._learner
 
     def _play_round(self, number: int) -> None:
-        began = time.monotonic()
         self._observer.round_started(number, self._plan.federation.rounds)
         announcement, secure = self._secure_sum(number)
         update = average_update(self._plan, secure)
@@ -88,7 +86,6 @@ class Coordinator:
             transcript=secure.transcript.hex(),
             model_hash=model_hash(self._start_hash, announcement).hex(),
             bytes_up=secure.bytes_up,
-            seconds=round(time.monotonic() - began, 3),
         )
         self._checkpoint = Checkpoint(number, model, self._strategy.state())
         self._directory.finish_round(record, self._checkpoint)

@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from privfm.errors import InputError, RunError
 from privfm.federation.records import RoundRecord
-from privfm.files import write_atomic
+from privfm.files import sync_folder, write_atomic
 from privfm.plan import Plan, parse_plan, read_plan
 
-__all__ = ["Checkpoint", "RunDirectory", "check_free", "new_run"]
+__all__ = ["Checkpoint", "RunDirectory", "RunFacts", "check_free", "new_run"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ class Checkpoint:
     rounds: int
     model: Float[Tensor, " parameters"]
     strategy: dict[str, Tensor]
+
+
+class RunFacts(BaseModel):
+    """What a run is, written once when it is laid out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str = Field(pattern="^[0-9a-f]{32}$")
+    plan_hash: str = Field(pattern="^[0-9a-f]{64}$")
+    version: str
+    private: bool
+    started: str
+    public_data: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,12 @@ class RunDirectory:
     @property
     def plan(self) -> Plan:
         return parse_plan(read_plan(self.root / "plan.toml"), str(self.root / "plan.toml"))
+
+    def facts(self) -> RunFacts:
+        try:
+            return RunFacts.model_validate(self.read_json("run.json"))
+        except ValidationError:
+            raise RunError(f"{self.root / 'run.json'}: is not what was written; the run's folder is damaged") from None
 
     def ledger(self, hospital: str) -> Path:
         return self.root / "ledgers" / f"{hospital}.sqlite"
@@ -82,11 +103,16 @@ class RunDirectory:
             anew: whether hospitals are to compute it again rather than mask what they stored.
         """
         last = self.read_json("attempt.json") if (self.root / "attempt.json").exists() else {}
-        same = last.get("round") == number
-        attempt = last["attempt"] + 1 if same else 0
-        generation = last["generation"] + anew if same else 0
+        attempt, generation = 0, 0
+        if last and self._number(last, "round") == number:
+            attempt, generation = self._number(last, "attempt") + 1, self._number(last, "generation") + anew
         self.write_json("attempt.json", {"round": number, "attempt": attempt, "generation": generation})
         return attempt, generation
+
+    def _number(self, content: Any, key: str) -> int:
+        if not isinstance(content, dict) or type(content.get(key)) is not int:
+            raise RunError(f"{self.root / 'attempt.json'}: has no number {key}; the run's folder is damaged")
+        return int(content[key])
 
     def records(self) -> list[RoundRecord]:
         """Return the records of finished rounds."""
@@ -115,12 +141,12 @@ class RunDirectory:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                rounds = int(file.metadata()["rounds"])
+                rounds, model = int((file.metadata() or {})["rounds"]), tensors["model"].to(torch.float32)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({type(error).__name__}); the run's folder is damaged") from None
         prefix = "strategy."
         strategy = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        return Checkpoint(rounds, tensors["model"].to(torch.float32), strategy)
+        return Checkpoint(rounds, model, strategy)
 
 
 @contextmanager
@@ -138,7 +164,10 @@ def new_run(root: Path) -> Iterator[RunDirectory]:
         (draft / "ledgers").mkdir()
         (draft / "hospitals").mkdir()
         yield RunDirectory(draft)
+        for folder in (draft / "ledgers", draft / "hospitals", *(draft / "hospitals").iterdir(), draft):
+            sync_folder(folder)
         draft.rename(root)
+        sync_folder(root.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from privfm.dp.clipping import ClippingEngine
+from privfm.dp.clipping import ClippingEngine, check_clippable
 from privfm.dp.coins import Coins
 from privfm.dp.ledger import Ledger
-from privfm.errors import ProtocolError
+from privfm.errors import InputError, LedgerError, ProtocolError
 from privfm.federation.announcement import Announcement, model_hash
 from privfm.federation.local_training import train_locally
 from privfm.federation.network import Learner, network_hash, trained
@@ -21,7 +22,7 @@ from privfm.federation.planning import mechanism_of, round_spec, update_weight
 from privfm.federation.unit_batches import UnitSource
 from privfm.ids import HospitalId
 from privfm.plan import Plan
-from privfm.secagg import Client, ClientPolicy, Identity, LedgerMark, Roster, RoundSpec, Stage, quantise
+from privfm.secagg import COORDINATOR, Client, ClientPolicy, Identity, LedgerMark, Roster, RoundSpec, Stage, quantise
 
 __all__ = ["Hospital", "Membership"]
 
@@ -86,6 +87,15 @@ class Hospital:
         self._parameters = trained(self.learner.network).numel()
         self.learner.network.train()
         self.notebook.note(units=len(self.units), nominal_units=self._mechanism.nominal_units)
+        self._check_network()
+
+    def _check_network(self) -> None:
+        """Raise ModelError when the network cannot be clipped: found out on random pixels, never on patients."""
+        network, objective, plan = self.learner
+        rng, data = np.random.default_rng(0), plan.data
+        pixels = rng.standard_normal((2, 2, data.channels, data.image_size, data.image_size), dtype=np.float32)
+        views = torch.from_numpy(pixels).to(next(network.parameters()).device)
+        check_clippable(network, lambda: objective.unit_losses(network, views, rng.spawn(2)), 2)
 
     def answer(self, stage: Stage, incoming: bytes) -> bytes:
         """Return the hospital's message of a stage.
@@ -97,7 +107,7 @@ class Hospital:
         if stage is Stage.ADVERTISE:
             return self._advertise(Announcement.decode(incoming, self._parameters))
         if self._current is None or self._current.client.stage is not stage:
-            raise ProtocolError(f"{self.name} was asked for {stage} out of order", ("coordinator",))
+            raise ProtocolError(f"{self.name} was asked for {stage} out of order", (COORDINATOR,))
         match stage:
             case Stage.SHARE:
                 return self._share(self._current.client, incoming)
@@ -109,36 +119,61 @@ class Hospital:
                 return self._unmask(self._current, incoming)
 
     def finish(self) -> None:
-        """Close the charge of the last round that was unmasked, if it is still open; call when the run is over."""
+        """Close what the last round left open; call when the run is over."""
+        self._close_round(self._memory())
+
+    def _memory(self) -> Memory:
+        """Return what this hospital remembers; LedgerError when it is older than the ledger."""
         memory = self.notebook.memory()
-        if memory.transcript is not None:
-            charge = self.ledger.pending(self._run, memory.round)
-            if charge is not None:
-                self.ledger.close(charge, "released", memory.transcript)
+        if not self.ledger.counter <= memory.counter <= self.ledger.counter + 1:
+            raise LedgerError(
+                f"{self.ledger.path}: {self.name}'s own folder and its ledger do not belong together; one of them was "
+                "restored from a backup; restore both, or start a new run"
+            )
+        return memory
+
+    def _close_round(self, memory: Memory) -> None:
+        """Close the open charge of a round that is over, and drop its vector."""
+        charge = self.ledger.pending(self._run, memory.round) if memory.round else None
+        if charge is not None:
+            outcome: Literal["released", "aborted"] = "aborted" if memory.transcript is None else "released"
+            self.ledger.close(charge, outcome, memory.transcript)
 
     def _advertise(self, announcement: Announcement) -> bytes:
-        memory = self.notebook.memory()
-        if (announcement.round, announcement.generation) < (memory.round, memory.generation if memory.round else 0):
-            raise ProtocolError(f"round {announcement.round} was asked for after {memory.round}", ("coordinator",))
-        self._leave_behind(memory, announcement)
-        model = model_hash(self._start_hash, announcement)
-        member = self.membership
-        spec = round_spec(self.plan, member.run, member.roster, announcement, model, self._parameters)
-        client = Client(spec, member.identity, member.policy)
+        """Check everything, then remember, then let go of older rounds, then answer; a crash may come in between."""
+        memory, model = self._memory(), model_hash(self._start_hash, announcement)
+        self._check_follows(memory, announcement, model)
+        spec = self._spec(announcement, model)
+        if memory.answered is not None and spec.number <= memory.answered:
+            raise ProtocolError(f"attempt {announcement.attempt} is not newer than the last", (COORDINATOR,))
+        counter = self.ledger.counter + 1
+        self.notebook.remember(memory.advertised(*spec.number, announcement.generation, model, counter))
         mark = LedgerMark(self.ledger.next_counter(), self.ledger.head())
-        self.notebook.remember(memory.advertised(*spec.number, announcement.generation))
+        if announcement.round > memory.round:
+            self._close_round(memory)
+        client = Client(spec, self.membership.identity, self.membership.policy)
         self._current = _Round(announcement, spec, client)
         entropy = self.coins.stream("round", *spec.number).read(32)
         return client.advertise(mark, answered=memory.answered, entropy=entropy)
 
-    def _leave_behind(self, memory: Memory, announcement: Announcement) -> None:
-        """Close what an earlier round, or an earlier generation of this one, left open."""
-        if announcement.round > memory.round:
-            self.finish()
-        elif announcement.generation > memory.generation:
-            pending = self.ledger.pending(self._run, announcement.round)
-            if pending is not None:
-                self.ledger.close(pending, "aborted")
+    def _check_follows(self, memory: Memory, announcement: Announcement, model: bytes) -> None:
+        """A round does not come back, nor a generation of it, and a generation has one model.
+
+        Otherwise one hospital could be made to compute anew, or on another model, while the others mask what they
+        stored, and two sums would show what is its own.
+        """
+        number = (announcement.round, announcement.generation)
+        if memory.round and number < (memory.round, memory.generation):
+            raise ProtocolError(f"round {announcement.round} was asked for after {memory.round}", (COORDINATOR,))
+        if number == (memory.round, memory.generation) and model != memory.model:
+            raise ProtocolError(f"round {announcement.round} was announced with two models", (COORDINATOR,))
+
+    def _spec(self, announcement: Announcement, model: bytes) -> RoundSpec:
+        member = self.membership
+        try:
+            return round_spec(self.plan, member.run, member.roster, announcement, model, self._parameters)
+        except ValueError as error:
+            raise ProtocolError(f"the announcement does not fit the plan: {error}", (COORDINATOR,)) from None
 
     def _share(self, client: Client, incoming: bytes) -> bytes:
         seen = {peer: LedgerMark(*mark) for peer, mark in self.ledger.peers_seen().items()}
@@ -152,23 +187,33 @@ class Hospital:
         Two sums of one update over different survivors differ by somebody's individual update. Two sets of signers,
         each as large as the threshold, share an honest hospital, so it is enough that whoever signed remembers.
         """
-        memory = self.notebook.memory()
+        memory = self._memory()
         outgoing = current.client.agree(incoming, bound_to=memory.survivors)
         self.notebook.remember(memory.agreed(current.client.agreed))
         return outgoing
 
     def _unmask(self, current: _Round, incoming: bytes) -> bytes:
         outgoing = current.client.unmask(incoming)
-        self.notebook.remember(self.notebook.memory().unmasked(current.client.finished.transcript))
+        self.notebook.remember(self._memory().unmasked(current.client.finished.transcript))
         return outgoing
 
     def _update(self, current: _Round) -> Int32[np.ndarray, " parameters"]:
-        """Return the round's quantised update: the stored one for a retry, else a new one, charged before computing."""
-        stored = self.ledger.load_update(self._run, current.number)
+        """Return the round's quantised update: the stored one for a retry, else a new one, charged before computing.
+
+        A charge's context is the hash of model and generation, so that a vector is never masked for another.
+        """
+        memory = self._memory()
+        pending = self.ledger.pending(self._run, current.number)
+        if pending is not None and pending.context != memory.model:
+            self.ledger.close(pending, "aborted")
+            pending = None
+        stored = None if pending is None else self.ledger.load_update(self._run, current.number)
         if stored is not None:
             return np.frombuffer(stored, dtype="<i4").astype(np.int32)
+        if memory.survivors is not None:
+            raise ProtocolError(f"round {current.number} is over; only a new generation is computed", (COORDINATOR,))
         attempt = self.ledger.next_attempt(self._run, current.number)
-        charge = self.ledger.charge(self._run, current.number, attempt, current.spec.context0)
+        charge = self.ledger.charge(self._run, current.number, attempt, memory.model)
         update = update_weight(self.plan, self.plan.hospital(self.name)) * self._train(current, attempt)
         rounding = self.coins.stream("rounding", current.number, attempt).read(32)
         quantised = quantise(update.numpy(), current.spec.vectors[0], rounding)
@@ -176,14 +221,18 @@ class Hospital:
         return quantised
 
     def _train(self, current: _Round, attempt: int) -> Float[Tensor, " parameters"]:
+        """Train, or drop out in the same words whatever the reason, which stays in the hospital's own notes."""
         start = torch.from_numpy(current.announcement.model)
 
         def noised_gradient(step: int) -> Float[Tensor, " parameters"]:
             return self._noised_gradient((current.number, attempt, step))
 
-        return train_locally(
-            self.learner.network, start, self.plan.optimizer, self.plan.federation.local_steps, noised_gradient
-        )
+        steps = self.plan.federation.local_steps
+        try:
+            return train_locally(self.learner.network, start, self.plan.optimizer, steps, noised_gradient)
+        except InputError as error:
+            self.notebook.note(round=current.number, attempt=attempt, error=str(error))
+            raise ProtocolError(f"{self.name} cannot go on; its own notes say why", (self.name,)) from None
 
     def _noised_gradient(self, step: tuple[int, int, int]) -> Float[Tensor, " parameters"]:
         """Return what the mechanism releases of one step: Poisson draw, clipped sum over the drawn units, noise."""

@@ -21,6 +21,8 @@ class Memory:
         round: its number, 0 before the first.
         attempt: the newest attempt, -1 before the first.
         generation: of the update that it stored or will store.
+        model: 32 bytes that bind a generation to the global model it is computed from.
+        counter: of the ledger when the round was advertised; ties this memory to the ledger.
         survivors: whom its stored update was agreed to be summed with; a retry must have the same.
         transcript: 32 bytes, once the round was unmasked.
     """
@@ -28,6 +30,8 @@ class Memory:
     round: int = 0
     attempt: int = -1
     generation: int = 0
+    model: bytes = b""
+    counter: int = 0
     survivors: tuple[str, ...] | None = None
     transcript: bytes | None = None
 
@@ -36,11 +40,11 @@ class Memory:
         """The newest round and attempt that was answered."""
         return None if self.round == 0 else (self.round, self.attempt)
 
-    def advertised(self, number: int, attempt: int, generation: int) -> Memory:
+    def advertised(self, number: int, attempt: int, generation: int, model: bytes, counter: int) -> Memory:
         """Return the memory after advertising; a new round, or a new generation of one, starts without survivors."""
         if (number, generation) == (self.round, self.generation):
-            return replace(self, attempt=attempt)
-        return Memory(number, attempt, generation)
+            return replace(self, attempt=attempt, counter=counter)
+        return Memory(number, attempt, generation, model, counter)
 
     def agreed(self, survivors: tuple[str, ...]) -> Memory:
         return replace(self, survivors=survivors)
@@ -69,6 +73,8 @@ class Notebook:
                 int(content["round"]),
                 int(content["attempt"]),
                 int(content["generation"]),
+                bytes.fromhex(content["model"]),
+                int(content["counter"]),
                 None if survivors is None else tuple(survivors),
                 None if transcript is None else bytes.fromhex(transcript),
             )
@@ -81,6 +87,8 @@ class Notebook:
             "round": memory.round,
             "attempt": memory.attempt,
             "generation": memory.generation,
+            "model": memory.model.hex(),
+            "counter": memory.counter,
             "survivors": memory.survivors,
             "transcript": None if memory.transcript is None else memory.transcript.hex(),
         }

@@ -46,10 +46,18 @@ def complete_plan(plan: Plan, nominal_units: Mapping[HospitalId, int], clip_norm
     privacy = plan.privacy.model_copy(update={"clip_norm": plan.privacy.clip_norm or clip_norm})
     plan = plan.model_copy(update={"privacy": privacy, "model": _named_backbone(plan)})
     declared = plan.hospitals or tuple(HospitalPlan(id=name, nominal_units=n) for name, n in nominal_units.items())
+    _check_delta(plan, declared)
     hospitals = tuple(sorted((_with_noise(plan, hospital) for hospital in declared), key=lambda each: each.id))
     whole = plan.model_copy(update={"hospitals": hospitals})
     secagg = whole.secagg.model_copy(update={"threshold": threshold_of(whole), "clamp": _clamp(whole)})
     return Plan.model_validate(whole.model_copy(update={"secagg": secagg}).model_dump())
+
+
+def _check_delta(plan: Plan, hospitals: tuple[HospitalPlan, ...]) -> None:
+    """Refuse a delta at which publishing one whole patient now and then would count as private."""
+    most = max((hospital.nominal_units for hospital in hospitals), default=1)
+    if plan.privacy.delta * most >= 1:
+        raise PlanError(f"privacy.delta: {plan.privacy.delta:g} with {most} units; take well under {1 / most:.2g}")
 
 
 def _named_backbone(plan: Plan) -> ModelPlan:

@@ -24,7 +24,6 @@ class RoundRecord:
         transcript: hex of the protocol's transcript hash.
         model_hash: hex of the SHA-256 of the model that the round started from.
         bytes_up: bytes that one hospital sent, all stages.
-        seconds: wall clock.
     """
 
     round: int
@@ -37,7 +36,6 @@ class RoundRecord:
     transcript: str
     model_hash: str
     bytes_up: int
-    seconds: float
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +20,7 @@ from privfm.federation.clip_norm import public_clip_norm
 from privfm.federation.cohort import DEFAULT_NOMINAL_UNITS, Cohort, gather_cohort
 from privfm.federation.control import noise_only
 from privfm.federation.coordinator import Coordinator
-from privfm.federation.directory import Checkpoint, RunDirectory, check_free, new_run
+from privfm.federation.directory import Checkpoint, RunDirectory, RunFacts, check_free, new_run
 from privfm.federation.engines.local import LocalEngine
 from privfm.federation.hospital import Hospital
 from privfm.federation.initialisation import Start, initialise
@@ -97,24 +96,24 @@ def _found(plan: Plan, cohort: Cohort, out: Path, observer: Observer, *, private
         )
     run = os.urandom(16)
     with new_run(out) as draft:
-        (draft.root / "plan.toml").write_text(whole.to_toml(), encoding="utf-8")
+        write_atomic(draft.root / "plan.toml", whole.to_toml().encode())
         found_federation(draft, whole, run, private=private)
         save_network(start.learner.network, draft.root / "start.safetensors")
         draft.save_checkpoint(Checkpoint(0, trained(start.learner.network), {}))
-        draft.write_json("run.json", _run_facts(whole, run, start, private=private))
+        draft.write_json("run.json", _facts(whole, run, start, private=private).model_dump())
     return RunDirectory(out)
 
 
-def _run_facts(plan: Plan, run: bytes, start: Start, *, private: bool) -> dict[str, object]:
-    return {
-        "run": run.hex(),
-        "plan_hash": plan.hash().hex(),
-        "version": __version__,
-        "private": private,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "public_data": list(start.public_data),
-        "notes": list(start.notes),
-    }
+def _facts(plan: Plan, run: bytes, start: Start, *, private: bool) -> RunFacts:
+    return RunFacts(
+        run=run.hex(),
+        plan_hash=plan.hash().hex(),
+        version=__version__,
+        private=private,
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        public_data=start.public_data,
+        notes=start.notes,
+    )
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,8 @@ class _Run:
 
     def finish(self, began: float) -> RunResult:
         """Play the rounds that are left, then state, measure and export."""
-        facts = self.directory.read_json("run.json")
-        run = bytes.fromhex(facts["run"])
+        facts = self.directory.facts()
+        run = bytes.fromhex(facts.run)
         start = load_network(self.directory.root, "start.safetensors")
         initial = trained(start.network)
         with open_hospitals(self.directory, self.plan, run, self.cohort, start, self.coins_of) as hospitals:
@@ -158,7 +157,7 @@ class _Run:
             model=self.directory.root / "model.safetensors",
             rounds=self.plan.federation.rounds,
             seconds=time.monotonic() - began,
-            private=facts["private"],
+            private=facts.private,
             hospitals=rows,
             public_loss=self._public_loss(learner, states),
             probe=self._probe(learner, states),
@@ -205,14 +204,14 @@ class _Run:
             delta=self.plan.privacy.delta,
         )
 
-    def _state(self, facts: Mapping[str, Any], hospitals: Mapping[HospitalId, Hospital]) -> None:
+    def _state(self, facts: RunFacts, hospitals: Mapping[HospitalId, Hospital]) -> None:
         self.observer.stage("stating what was spent")
         statement = make_statement(
             self.plan,
             {name: hospital.ledger for name, hospital in hospitals.items()},
-            run=facts["run"],
-            private=facts["private"],
-            public_data=facts["public_data"],
+            run=facts.run,
+            private=facts.private,
+            public_data=facts.public_data,
             probed=self.cohort.probe_test is not None,
         )
         write_atomic(self.directory.root / "privacy.json", statement.to_json().encode())

@@ -25,6 +25,7 @@ WIDE, NARROW = 960, 470
 """Widths that show at their own size on a page of the report, so that words in charts are as large as elsewhere."""
 
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 40
+DIGIT, DIGITS_THAT_FIT = 8, 4
 LINE_HEIGHT = 260
 ROW_HEIGHT = 38
 LABELS_LEFT = 130
@@ -76,8 +77,8 @@ class LineChart:
     reference: Reference | None
     reference_at: float
     width: int
+    left: int
     height: int = LINE_HEIGHT
-    left: int = LEFT
     bottom: int = LINE_HEIGHT - BOTTOM
 
     @property
@@ -160,7 +161,8 @@ def line_chart(
     values = [y for curve in curves.values() for _, y in curve] + ([] if reference is None else [reference.value])
     x_values = _whole(ticks(min(rounds), max(rounds), 8))
     y_values = ticks(0.0 if from_zero else min(values), max(values))
-    x_axis = _Axis(min(rounds), max(rounds), float(LEFT), float(width - RIGHT))
+    left = LEFT + DIGIT * max(0, max(len(f"{y:g}") for y in y_values) - DIGITS_THAT_FIT)
+    x_axis = _Axis(min(rounds), max(rounds), float(left), float(width - RIGHT))
     y_axis = _Axis(y_values[0], y_values[-1], float(LINE_HEIGHT - BOTTOM), float(TOP))
     return LineChart(
         title=title,
@@ -174,6 +176,7 @@ def line_chart(
         reference=reference,
         reference_at=0.0 if reference is None else y_axis.at(reference.value),
         width=width,
+        left=left,
     )
 
 

@@ -123,8 +123,7 @@ def _spending(run: RunDirectory) -> list[Figure]:
 
 def _effort(run: RunDirectory) -> str:
     steps = run.plan.federation.local_steps
-    seconds = run.result["seconds"] if run.result else sum(record.seconds for record in run.rounds)
-    return f"{steps} noisy step{'s' * (steps > 1)} each, {seconds:.0f} seconds in all"
+    return f"{steps} noisy step{'s' * (steps > 1)} each"
 
 
 def _epsilon_chart(run: RunDirectory) -> LineChart | None:

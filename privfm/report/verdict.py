@@ -19,19 +19,21 @@ def probe_verdict(probe: ProbeComparison) -> str:
     if probe.trained.value > probe.noise_only.value:
         return (
             f"The encoder scores above {control}, but the intervals overlap: "
-            "this run alone does not show that it learnt from the patients' images."
+            "the probe alone does not show that it learnt from the patients' images."
         )
     return (
-        f"The encoder does not score above {control}: this run shows no learning from the patients' images. "
+        f"The encoder does not score above {control}: the probe shows no learning from the patients' images. "
         "privfm plan check says what would help."
     )
 
 
 def public_loss_verdict(loss: PublicLoss) -> str:
     """Return what the loss on public images may claim; lower is better."""
-    figures = f"{loss.start:.4f} at the start, {loss.trained:.4f} now, {loss.noise_only:.4f} with noise alone"
+    told = f"Loss on public images: {loss.start:.4f} at the start, {loss.noise_only:.4f} after noise alone, "
+    told += f"{loss.trained:.4f} after training"
     if loss.trained >= loss.noise_only:
-        return f"Loss on public images: {figures}: nothing was learnt that shows beyond one draw of noise."
+        return f"{told}. It does not show learning from the patients' images."
+    gain = f"{told}: {loss.noise_only - loss.trained:.4f} better than noise alone"
     if loss.trained >= loss.start:
-        return f"Loss on public images: {figures}: the patients' images helped, but less than their noise cost."
-    return f"Loss on public images: {figures}: it learnt from the patients' images what carries over to public ones."
+        return f"{gain}, but not better than the start: noise cost more than the patients' images gave."
+    return f"{gain}. That much, as far as one draw of noise can tell, was learnt from the patients' images."

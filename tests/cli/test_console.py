@@ -30,7 +30,6 @@ def _record(number: int) -> RoundRecord:
         transcript="00",
         model_hash="00",
         bytes_up=10,
-        seconds=1.0,
     )
 
 

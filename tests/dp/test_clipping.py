@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privfm.dp.clipping import ClippingEngine, clip
+from privfm.dp.clipping import ClippingEngine, check_clippable, clip
 from privfm.errors import ModelError
 
 VIEWS = 3
@@ -125,7 +125,12 @@ def test_a_weight_read_behind_its_layers_back_is_noticed() -> None:
     torch.manual_seed(0)
     network = BehindTheBack().train()
     with pytest.raises(ModelError, match="do not add up"):
-        ClippingEngine(network, 1.0).add(lambda: unit_losses(network, batch(3)), 3)
+        check_clippable(network, lambda: unit_losses(network, batch(3)), 3)
+
+
+def test_networks_that_can_be_clipped_pass(network: nn.Module) -> None:
+    check_clippable(network, lambda: unit_losses(network, 100 * batch(3)), 3)
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_a_loss_that_is_not_one_value_a_unit_is_refused() -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from privfm.dp.coins import InjectedCoins
-from privfm.errors import BudgetExceeded, ProtocolError
+from privfm.errors import BudgetExceeded, DataError, LedgerError, ProtocolError
 from privfm.federation.announcement import Announcement, model_hash
 from privfm.federation.cohort import gather_cohort
 from privfm.federation.directory import RunDirectory, new_run
@@ -162,3 +163,68 @@ def test_losing_hospitals_before_they_mask_costs_only_those_that_computed(federa
     federation.lost = {("hospital-2", Stage.ADVERTISE)}
     federation.play()
     assert federation.charged() == [2, 0, 2, 2, 2]
+
+
+def test_a_generation_has_one_model(federation: Federation) -> None:
+    """Else hospitals that did not answer before would compute on a model of the coordinator's choice, alone."""
+    federation.lost = {("hospital-1", Stage.SHARE)}
+    federation.play()
+    federation.lost, federation.model = set(), federation.model + 1
+    with pytest.raises(ProtocolError):
+        federation.play()
+    assert any("two models" in refusal for refusal in federation.refusals)
+    assert federation.charged() == [0, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"generation": 1, "cohort": ("hospital-1", "nobody")},
+        {"generation": 2**40},
+        {"generation": 1, "attempt": 0},
+        {"round": 0, "generation": 1},
+    ],
+)
+def test_a_lie_to_one_hospital_does_not_make_it_compute_again(federation: Federation, lie: dict[str, Any]) -> None:
+    first = federation.play()
+    charged, names = federation.charged(), tuple(sorted(federation.hospitals))
+    truth = {"round": 1, "attempt": federation.attempts, "generation": 0, "cohort": names}
+    message = Announcement(**{**truth, **lie}, model=federation.model).encode()
+    with pytest.raises(ProtocolError):
+        federation.hospitals[HospitalId("hospital-1")].answer(Stage.ADVERTISE, message)
+    federation.attempts += 1
+    np.testing.assert_array_equal(federation.play().total, first.total)
+    assert federation.charged() == charged
+
+
+def test_a_crash_after_a_new_generation_was_remembered_masks_nothing_old(federation: Federation) -> None:
+    federation.play()
+    old = federation.stored("hospital-1")
+    hospital = federation.hospitals[HospitalId("hospital-1")]
+    names = tuple(sorted(federation.hospitals))
+    announced = Announcement(1, federation.attempts, 1, names, federation.model)
+    hospital.answer(Stage.ADVERTISE, announced.encode())  # and then it crashes
+    federation.attempts += 1
+    federation.play(generation=1)
+    assert not np.array_equal(federation.stored("hospital-1"), old)
+
+
+def test_a_restored_folder_is_noticed(federation: Federation) -> None:
+    hospital = federation.hospitals[HospitalId("hospital-1")]
+    backup = hospital.notebook.memory()
+    federation.play()
+    hospital.notebook.remember(backup)
+    with pytest.raises(LedgerError, match="restored"):
+        federation.play(number=2)
+
+
+def test_why_a_hospital_cannot_compute_stays_with_it(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    hospital = federation.hospitals[HospitalId("hospital-3")]
+
+    def broken(*arguments: object) -> None:
+        raise DataError("north/patient-7/3.png: cannot be read")
+
+    monkeypatch.setattr(hospital.units, "batches", broken)
+    secure = federation.play()
+    assert "hospital-3" not in secure.survivors
+    assert not [refusal for refusal in federation.refusals if "patient-7" in refusal]

@@ -69,7 +69,6 @@ def _round(number: int, hospitals: tuple[str, ...]) -> dict[str, object]:
         "transcript": f"{number:064x}",
         "model_hash": f"{number + 100:064x}",
         "bytes_up": 2_412_345,
-        "seconds": 7.25,
     }
 
 
