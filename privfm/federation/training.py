@@ -20,6 +20,7 @@ from privfm.federation.clip_norm import public_clip_norm
 from privfm.federation.cohort import DEFAULT_NOMINAL_UNITS, Cohort, gather_cohort
 from privfm.federation.control import noise_only
 from privfm.federation.coordinator import Coordinator
+from privfm.federation.device import pick_device
 from privfm.federation.directory import Checkpoint, RunDirectory, RunFacts, check_free, new_run
 from privfm.federation.engines.local import LocalEngine
 from privfm.federation.hospital import Hospital
@@ -67,6 +68,7 @@ def train(
     observer, began = observer or Observer(), time.monotonic()
     if plan.performance.threads:
         torch.set_num_threads(plan.performance.threads)
+    pick_device(plan.performance.device)  # a GPU that is not there is told before anything is read
     if not resume:
         check_free(out)
     observer.stage(f"reading {plan.data.source}")

@@ -117,6 +117,12 @@ def test_a_run_is_not_resumed_under_another_plan(finished_run: RunResult, tiny_p
         train(tiny_plan(privacy={"epsilon": 4.0}), finished_run.out, resume=True)
 
 
+def test_a_gpu_that_is_not_there_leaves_nothing_behind(tiny_plan: TinyPlan, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="--device cuda:99"):
+        train(tiny_plan(performance={"device": "cuda:99"}), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_wrong_plan_leaves_nothing_behind(tiny_plan: TinyPlan, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no_such_model"):
         train(tiny_plan(model={"backbone": "no_such_model"}), tmp_path / "run")
