@@ -123,4 +123,4 @@ class Network(RuleBasedStateMachine):
 
 
 TestNetwork = Network.TestCase
-TestNetwork.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestNetwork.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)

@@ -118,8 +118,8 @@ def test_more_than_the_tolerated_end_the_round_clean(stage: SparseStage) -> None
 
 
 def test_a_larger_round_with_drop_outs_over_all_stages() -> None:
-    rig = make_sparse_rig(40, corrupt=3, dropped=2)
-    leaves = {"h03": SparseStage.CHOOSE, "h30": SparseStage.AGREE}
+    rig = make_sparse_rig(24, corrupt=2, dropped=2)
+    leaves = {"h03": SparseStage.CHOOSE, "h20": SparseStage.AGREE}
     outcome = run_sparse_round(rig.spec, rig.parties(), entropy=entropy("c"), leaves=leaves)
     np.testing.assert_array_equal(outcome.sums[0], rig.plain_sum(outcome.survivors))
     assert rig.spec.neighbours is not None
@@ -442,7 +442,7 @@ def mutations(message: bytes) -> Iterator[bytes]:
     yield message[:-1]
     yield b""
     rng = np.random.default_rng(len(message))
-    for bit in {*range(48), *rng.integers(0, 8 * len(message), 25).tolist()}:
+    for bit in {*range(0, 48, 2), *rng.integers(0, 8 * len(message), 10).tolist()}:
         changed = bytearray(message)
         changed[bit // 8] ^= 1 << bit % 8
         yield bytes(changed)

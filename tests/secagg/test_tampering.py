@@ -13,7 +13,7 @@ from privfm.errors import ProtocolError
 from privfm.secagg import COORDINATOR, Stage
 
 VICTIM = "h01"
-FLIPS = 60
+FLIPS = 40
 # In a cohort the coordinator's own key follows version and type. Nobody signs for it; with another one in its place
 # a hospital's upload does not fit, which the coordinator notices (`test_a_wrong_coordinator_key_spoils_the_upload`).
 COORDINATOR_KEY = range(2 * 8, 34 * 8)
