@@ -118,6 +118,7 @@ class Bench:
             neighbours=neighbours,
         )
         self.update = np.float32(CLIP / 3) * np.random.default_rng(0).standard_normal(size.params, dtype=np.float32)
+        self.levels = np.zeros(size.params, np.int32)  # kept over rounds, as a hospital may
         self.uploaded = 0
 
     def play(self, dropped: int, hospital: Clock, coordinator: Clock) -> None:
@@ -176,7 +177,7 @@ class Bench:
         """float32 in, upload out."""
         with hospital.over("mask"):
             with hospital.over("of which quantise"):
-                levels = quantise(self.update, self.vector, os.urandom(32), threads=self.size.threads)
+                levels = quantise(self.update, self.vector, os.urandom(32), threads=self.size.threads, out=self.levels)
             masked, upload = client.mask(state, incoming, [levels], threads=self.size.threads)
         self.uploaded = len(upload)
         plain += levels

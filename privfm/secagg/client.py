@@ -30,7 +30,7 @@ from privfm.secagg import keys
 from privfm.secagg.curves import check_x25519
 from privfm.secagg.dealing import Dealer, Held, check_delivery, open_delivery
 from privfm.secagg.encoding import check_bytes
-from privfm.secagg.exchange import derive, exchange, public_key
+from privfm.secagg.exchange import derive, exchange, exchanges, public_key
 from privfm.secagg.identity import Identity
 from privfm.secagg.masks import Mask
 from privfm.secagg.messages import (
@@ -286,9 +286,10 @@ def mask(
             _check_delivery(state, delivery)
         _check_enough(state.own, len(deliveries) + 1, "sharers")
     dealings = {delivery.dealing.body.sender: delivery.dealing for delivery in deliveries}
+    secrets = exchanges(state.channel_seed, (state.packages[dealer].channel_key for dealer in dealings))
     held = {
-        dealer: open_delivery(delivery, state.channel_seed, state.packages[dealer], state.context1, own)
-        for dealer, delivery in zip(dealings, deliveries, strict=True)
+        dealer: open_delivery(delivery, secret, state.context1, own)
+        for dealer, delivery, secret in zip(dealings, deliveries, secrets, strict=True)
     }
     if len(vectors) != len(spec.vectors):
         raise ValueError(f"vectors={len(vectors)}: the round has {len(spec.vectors)}")
@@ -314,9 +315,9 @@ def _masks(state: Shared, peers: Sequence[str]) -> list[list[Mask]]:
     """For each vector, every mask that goes into it."""
     spec, own = state.own.spec, state.own.name
     by_party = [keys.self_masks(state.self_seed, state.context1, own, spec.vectors)]
-    for peer in peers:
-        shared = exchange(state.mask_seed, state.packages[peer].mask_key)
-        by_party.append(keys.pair_masks(shared, state.context1, own, peer, spec.vectors))
+    secrets = exchanges(state.mask_seed, (state.packages[peer].mask_key for peer in peers))
+    for peer, secret in zip(peers, secrets, strict=True):
+        by_party.append(keys.pair_masks(secret, state.context1, own, peer, spec.vectors))
     return [list(masks) for masks in zip(*by_party, strict=True)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from privfm.errors import ProtocolError
 from privfm.secagg import keys
 from privfm.secagg.encoding import MessageError, Reader, Writer, digest
-from privfm.secagg.exchange import derive, exchange, open_box, seal_box
+from privfm.secagg.exchange import derive, exchanges, open_box, seal_box
 from privfm.secagg.identity import Identity
 from privfm.secagg.messages import Commitments, Deal, Dealing, Delivery, KeyPackage, Seed, Share, Signed
 from privfm.secagg.shamir import COEFFICIENT_BYTES, split
@@ -80,7 +80,11 @@ class Dealer:
 
     def deal(self, held: Mapping[str, Held], packages: Mapping[str, KeyPackage]) -> Deal:
         """Both shares sealed for each holder, and one signature over all commitments."""
-        boxes = {holder: self._box(packages[holder], shares) for holder, shares in held.items()}
+        secrets = exchanges(self.channel_seed, (packages[holder].channel_key for holder in held))
+        boxes = {
+            holder: self._box(holder, secret, shares)
+            for (holder, shares), secret in zip(held.items(), secrets, strict=True)
+        }
         name = self.identity.name
         body = Dealing(
             name,
@@ -89,15 +93,14 @@ class Dealer:
         )
         return Deal(Signed.by(self.identity, self.context1, body), tuple(boxes.values()))
 
-    def _box(self, holder: KeyPackage, held: Held) -> bytes:
+    def _box(self, holder: str, secret: bytes, held: Held) -> bytes:
         """Nothing for the dealer itself, which keeps its own shares."""
         name = self.identity.name
-        if holder.sender == name:
+        if holder == name:
             return b""
         out = Writer()
         held.write(out)
-        shared = exchange(self.channel_seed, holder.channel_key)
-        return seal_box(keys.channel_key(shared, self.context1, name, holder.sender), bytes(out))
+        return seal_box(keys.channel_key(secret, self.context1, name, holder), bytes(out))
 
 
 def check_boxes(deal: Deal) -> None:
@@ -122,17 +125,20 @@ def check_delivery(delivery: Delivery, key: bytes, context1: bytes, holder: str)
         raise ProtocolError(f"the box from {dealer} is not the one it signed for {holder}")
 
 
-def open_delivery(delivery: Delivery, channel_seed: bytes, dealer: KeyPackage, context1: bytes, holder: str) -> Held:
+def open_delivery(delivery: Delivery, secret: bytes, context1: bytes, holder: str) -> Held:
     """The shares in a checked delivery. The dealer signed for box and shares, so a box that is not sound is its doing.
+
+    Args:
+        secret: what the channel keys of dealer and holder agree on.
 
     Raises:
         ProtocolError: blaming the dealer.
     """
-    with blaming(dealer.sender, doing=f"shares dealt by {dealer.sender}"):
-        shared = exchange(channel_seed, dealer.channel_key)
-        reader = Reader(open_box(keys.channel_key(shared, context1, dealer.sender, holder), delivery.box))
+    dealer = delivery.dealing.body.sender
+    with blaming(dealer, doing=f"shares dealt by {dealer}"):
+        reader = Reader(open_box(keys.channel_key(secret, context1, dealer, holder), delivery.box))
         held = Held.read(reader)
         reader.end()
-        if held.commitments(context1, dealer.sender, holder, delivery.box) != delivery.dealing.body.to(holder):
+        if held.commitments(context1, dealer, holder, delivery.box) != delivery.dealing.body.to(holder):
             raise MessageError("share is not the one committed to")
     return held

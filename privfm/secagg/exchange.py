@@ -6,6 +6,8 @@ were shown different rounds, models or peers arrive at unrelated keys, and no tw
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -15,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from privfm.secagg.curves import check_x25519
 from privfm.secagg.encoding import DOMAIN, MessageError, Writer, check_bytes
 
-__all__ = ["derive", "exchange", "open_box", "public_key", "seal_box"]
+__all__ = ["derive", "exchange", "exchanges", "open_box", "public_key", "seal_box"]
 
 _ZERO_NONCE = bytes(12)
 
@@ -31,8 +33,20 @@ def exchange(seed: bytes, peer: bytes) -> bytes:
     Raises:
         MessageError: the public key is not canonical or has small order.
     """
-    check_x25519(peer)
-    return X25519PrivateKey.from_private_bytes(seed).exchange(X25519PublicKey.from_public_bytes(peer))
+    return exchanges(seed, [peer])[0]
+
+
+def exchanges(seed: bytes, peers: Iterable[bytes]) -> list[bytes]:
+    """The secrets of one private key with each of many public ones; sooner done than one by one.
+
+    Raises:
+        MessageError: a public key is not canonical or has small order.
+    """
+    private, secrets = X25519PrivateKey.from_private_bytes(seed), []
+    for peer in peers:
+        check_x25519(peer)
+        secrets.append(private.exchange(X25519PublicKey.from_public_bytes(peer)))
+    return secrets
 
 
 def derive(secret: bytes, context: bytes, label: str, *fields: str | int, length: int = 32) -> bytes:

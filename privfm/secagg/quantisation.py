@@ -50,7 +50,12 @@ def _float32_towards_zero(value: float) -> np.float32:
 
 
 def quantise(
-    values: Float32[np.ndarray, " d"], spec: VectorSpec, entropy: bytes, *, threads: int = 1
+    values: Float32[np.ndarray, " d"],
+    spec: VectorSpec,
+    entropy: bytes,
+    *,
+    threads: int = 1,
+    out: Int32[np.ndarray, " d"] | None = None,
 ) -> Int32[np.ndarray, " d"]:
     """Each value's level: floor(fixed point + u), u uniform in [0, 1) by steps of 2^-bits.
 
@@ -60,6 +65,8 @@ def quantise(
     Args:
         values: spec.length entries.
         entropy: 32 secret bytes, used for this one vector: the coins are AES-256-CTR under them.
+        threads: changes the speed alone.
+        out: where to write the levels; `values.view(np.int32)` overwrites the values and takes no memory.
 
     Raises:
         ValueError: a value is not a number, or there are not spec.length of them.
@@ -70,7 +77,7 @@ def quantise(
     check_bytes("entropy", entropy, 32)
     if values.shape != (spec.length,):
         raise ValueError(f"values.shape={values.shape}: {spec.name!r} has {spec.length} entries")
-    result = np.empty(spec.length, np.int32)
+    result = np.empty(spec.length, np.int32) if out is None else out
     fixed = FixedPoint.of(spec)
 
     def work(start: int, stop: int) -> None:

@@ -25,7 +25,7 @@ from privfm.secagg.collecting import Fault, Faults, check_signed, collect, read_
 from privfm.secagg.curves import check_x25519
 from privfm.secagg.dealing import check_boxes
 from privfm.secagg.encoding import check_bytes
-from privfm.secagg.exchange import exchange, public_key
+from privfm.secagg.exchange import exchange, exchanges, public_key
 from privfm.secagg.masks import Mask, masked_pieces
 from privfm.secagg.messages import (
     Agreement,
@@ -337,8 +337,8 @@ def _masks_in_total(masked: Masked, seeds: Mapping[str, bytes]) -> list[list[Mas
         if dealer in masked.survivors:
             by_party.append(keys.self_masks(seed, shared.context1, dealer, vectors))
             continue
-        for survivor in masked.survivors:
-            secret = exchange(seed, shared.packages[survivor].mask_key)
+        secrets = exchanges(seed, (shared.packages[survivor].mask_key for survivor in masked.survivors))
+        for survivor, secret in zip(masked.survivors, secrets, strict=True):
             by_party.append(keys.pair_masks(secret, shared.context1, survivor, dealer, vectors))
     return [list(masks) for masks in zip(*by_party, strict=True)]
 

@@ -27,6 +27,7 @@ ATTACKS = [
     (hostile.OmitsTheReader, EVERYBODY, "h00 is not the one it sent"),
     (hostile.ShowsTwoCohorts, EVERYBODY[1:], "did not deal to this cohort|is no peer in this cohort"),
     (hostile.SwapsBoxes, ("h01",), "not the one it signed for h01"),
+    (hostile.RepeatsADealing, EVERYBODY, "do not ascend"),
     (hostile.TooFewSharers, EVERYBODY, "3 sharers, this hospital answers for 4"),
     (hostile.MixesAgreements, EVERYBODY, "signature over the agree message does not verify"),
     (hostile.ShowsTwoSurvivorSets, EVERYBODY, "2 signed for these survivors|asked to agree that it dropped out"),

@@ -73,6 +73,15 @@ def test_chunks_and_threads_change_nothing(length: int) -> None:
     assert results[0].tolist() == naive(values.tolist(), spec, entropy("t"))
 
 
+def test_levels_can_take_the_place_of_the_values() -> None:
+    spec = VectorSpec.fit("v", CHUNK + 9, 1.0, clients=3)
+    values = np.random.default_rng(1).standard_normal(spec.length).astype(np.float32)
+    expected = quantise(values, spec, entropy("t"))
+    found = quantise(values, spec, entropy("t"), out=values.view(np.int32))
+    assert np.shares_memory(found, values)
+    assert np.array_equal(found, expected)
+
+
 def test_entropy_matters() -> None:
     spec = VectorSpec("v", 100, 1.0, levels=3)
     values = np.full(100, 0.5, np.float32)

@@ -157,6 +157,14 @@ class SwapsBoxes(Coordinator):
         return {**honest, "h01": Deliveries(tuple(items)).encode()}
 
 
+class RepeatsADealing(Coordinator):
+    """Reaches the threshold of sharers by passing one dealing on many times."""
+
+    def deliveries(self, deals: Mail) -> Mail:
+        honest = super().deliveries(deals)
+        return {name: Deliveries(Deliveries.decode(data).items[:1] * 4).encode() for name, data in honest.items()}
+
+
 class TooFewSharers(Coordinator):
     """Passes on the shares of too few."""
 

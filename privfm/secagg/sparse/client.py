@@ -27,7 +27,7 @@ from privfm.secagg.client import Ready, check_keys, check_marks, new_keys
 from privfm.secagg.curves import check_x25519
 from privfm.secagg.dealing import Dealer, Held, check_delivery, open_delivery
 from privfm.secagg.encoding import Writer, digest
-from privfm.secagg.exchange import derive, exchange
+from privfm.secagg.exchange import derive, exchange, exchanges
 from privfm.secagg.masks import Mask
 from privfm.secagg.messages import (
     Agreement,
@@ -261,9 +261,10 @@ def mask(
             raise ProtocolError("sharers that this hospital did not draw")
         _check_enough(len(deliveries.sharers), neighbours_of(spec).threshold, "of the neighbours drawn dealt")
     dealings = {delivery.dealing.body.sender: delivery.dealing for delivery in deliveries.items}
+    secrets = exchanges(channel_seed, (state.packages[dealer].channel_key for dealer in dealings))
     held = {
-        dealer: open_delivery(delivery, channel_seed, state.packages[dealer], context1, own.name)
-        for dealer, delivery in zip(dealings, deliveries.items, strict=True)
+        dealer: open_delivery(delivery, secret, context1, own.name)
+        for dealer, delivery, secret in zip(dealings, deliveries.items, secrets, strict=True)
     }
     if len(vectors) != len(spec.vectors):
         raise ValueError(f"vectors={len(vectors)}: the round has {len(spec.vectors)}")
@@ -286,9 +287,9 @@ def _masks(state: Shared, peers: Sequence[str]) -> list[list[Mask]]:
     """For each vector, every mask that goes into it."""
     own, context1, mask_seed = state.before.before.own, state.before.context1, state.before.before.mask_seed
     by_party = [keys.self_masks(state.self_seed, context1, own.name, own.spec.vectors)]
-    for peer in peers:
-        shared = exchange(mask_seed, state.packages[peer].mask_key)
-        by_party.append(keys.pair_masks(shared, context1, own.name, peer, own.spec.vectors))
+    secrets = exchanges(mask_seed, (state.packages[peer].mask_key for peer in peers))
+    for peer, secret in zip(peers, secrets, strict=True):
+        by_party.append(keys.pair_masks(secret, context1, own.name, peer, own.spec.vectors))
     return [list(masks) for masks in zip(*by_party, strict=True)]
 
 

@@ -14,7 +14,7 @@ from privfm.secagg import keys
 from privfm.secagg.collecting import Fault, Faults, check_signed, collect, read_signed, require
 from privfm.secagg.dealing import check_boxes
 from privfm.secagg.encoding import Reader, check_bytes
-from privfm.secagg.exchange import exchange, public_key
+from privfm.secagg.exchange import exchange, exchanges, public_key
 from privfm.secagg.masks import Mask
 from privfm.secagg.messages import (
     MESSAGE_LIMIT,
@@ -372,8 +372,8 @@ def _masks_in_total(masked: Masked, reveals: Mapping[str, Reveal]) -> list[list[
         by_party.append(keys.self_masks(seed, context1, survivor, spec.vectors))
     for dropped in sorted(set(masked_with) - set(masked.survivors)):
         seed = _recover(masked, dropped, shares[dropped])
-        for survivor in masked_with[dropped]:
-            secret = exchange(seed, before.packages[survivor].body.mask_key)
+        secrets = exchanges(seed, (before.packages[survivor].body.mask_key for survivor in masked_with[dropped]))
+        for survivor, secret in zip(masked_with[dropped], secrets, strict=True):
             by_party.append(keys.pair_masks(secret, context1, survivor, dropped, spec.vectors))
     return [list(masks) for masks in zip(*by_party, strict=True)]
 
