@@ -31,6 +31,7 @@ ATTACKS = [
     (hostile.TooFewSharers, EVERYBODY, "3 sharers, this hospital answers for 4"),
     (hostile.MixesAgreements, EVERYBODY, "signature over the agree message does not verify"),
     (hostile.ShowsTwoSurvivorSets, EVERYBODY, "2 signed for these survivors|asked to agree that it dropped out"),
+    (hostile.SaysTheReaderLeft, EVERYBODY, "is asked to agree that it dropped out"),
     (hostile.TooFewSurvivors, ("h00", "h01", "h02"), "3 survivors, this hospital answers for 4"),
     (hostile.RepeatsASurvivor, ("h00", "h01", "h02"), "do not ascend"),
     (hostile.AsksForOneWhoNeverShared, ("h00", "h01", "h02", "h03"), "h04 did not share"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hostile_hospital as hostile
 import numpy as np
 import pytest
-from hostile_coordinator import package_of
+from hostile_coordinator import package_of, relay_unchecked
 from knowledge import opened
 from rounds import Coordinator, Hospital, Mail, Rig, entropy, hospitals_of, identity, make_rig, mark_of, play
 
@@ -118,6 +118,26 @@ def test_a_badly_dealt_share_is_blamed_on_its_dealer(kind: type[hostile.Stepping
     assert set(story.refusals) == {"h02"}
     assert story.refusals["h02"].blamed == (LIAR,)
     assert reason in str(story.refusals["h02"])
+
+
+def test_a_dealer_that_leaves_somebody_out_is_refused_by_coordinator_and_peers() -> None:
+    rig = make_rig(5)
+    story = play(Coordinator(rig), hospitals_of(rig, h01=hostile.DealsToFewer(rig, LIAR)))
+    check_others_go_on(rig, story.outcome, Stage.SHARE, "not dealt to this cohort")
+
+    class RelaysIt(Coordinator):
+        def deliveries(self, deals: Mail) -> Mail:
+            return relay_unchecked(deals)
+
+        def survivors(self, uploads: Mail) -> Mail:
+            return {}
+
+        def answers(self, agreements: Mail) -> Mail:
+            return {}
+
+    story = play(RelaysIt(rig), hospitals_of(rig, h01=hostile.DealsToFewer(rig, LIAR)))
+    assert {story.refusals[name].blamed for name in ("h00", "h02", "h03")} == {(COORDINATOR,)}
+    assert "h01 did not deal to this cohort" in str(story.refusals["h00"])
 
 
 def test_shares_of_another_self_mask_seed_are_blamed_on_their_dealer() -> None:

@@ -215,6 +215,14 @@ class ShowsTwoSurvivorSets(Coordinator):
         }
 
 
+class SaysTheReaderLeft(Coordinator):
+    """Asks each hospital to agree that it dropped out, so that it helps to open its own mask key."""
+
+    def survivors(self, uploads: Mail) -> Mail:
+        honest = super().survivors(uploads)
+        return {name: Survivors(tuple(peer for peer in honest if peer != name)).encode() for name in honest}
+
+
 class TooFewSurvivors(Coordinator):
     """Asks for the sum of too few."""
 

@@ -121,6 +121,18 @@ def resigned(hospital: Stepping, deal: Deal, holder: str, box: bytes) -> Deal:
     return Deal(dealing, tuple(boxes))
 
 
+class DealsToFewer(Stepping):
+    """Leaves h04 out of its dealing, properly signed."""
+
+    def share(self, incoming: bytes) -> bytes:
+        deal = Deal.decode(super().share(incoming))
+        body = deal.dealing.body
+        kept = tuple(entry for entry in body.holders if entry.holder != "h04")
+        dealing = Signed.by(identity(self.name), self.state.context1, replace(body, holders=kept))
+        self.state = replace(self.state, dealing=dealing)
+        return Deal(dealing, deal.boxes[: len(kept)]).encode()
+
+
 class DealsAnotherSeed(Stepping):
     """Deals, with consistent commitments, shares of seeds other than the ones it uses."""
 
