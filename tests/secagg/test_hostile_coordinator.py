@@ -36,6 +36,9 @@ ATTACKS = [
     (hostile.RepeatsASurvivor, ("h00", "h01", "h02"), "do not ascend"),
     (hostile.AsksForOneWhoNeverShared, ("h00", "h01", "h02", "h03"), "h04 did not share"),
     (hostile.TooFewAgreements, EVERYBODY, "3 signed for these survivors, the threshold is 4"),
+    (hostile.RepeatsAnAgreement, EVERYBODY, "do not ascend"),
+    (hostile.ReplaysAgreements, EVERYBODY, "signature over the agree message does not verify"),
+    (hostile.ShowsTwoKeys, EVERYBODY, "signature over the share message does not verify"),
     (hostile.ForgesAgreements, EVERYBODY, "signature over the agree message does not verify"),
     (hostile.RelabelsAnAgreement, EVERYBODY, "signature over the agree message does not verify"),
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from rounds import Coordinator, Hospital, Mail, Rig, entropy, identity
+from rounds import Coordinator, Hospital, Mail, Rig, entropy, hospitals_of, identity, play
 
 from privfm.secagg import LedgerMark
 from privfm.secagg.exchange import public_key
@@ -258,6 +258,49 @@ class TooFewAgreements(Coordinator):
     def answers(self, agreements: Mail) -> Mail:
         few = [Signed.decode(Agreement, data) for data in agreements.values()][: self.rig.spec.threshold - 1]
         return dict.fromkeys(agreements, Agreements(tuple(few)).encode())
+
+
+class RepeatsAnAgreement(Coordinator):
+    """Reaches the threshold of agreements by showing one many times."""
+
+    def answers(self, agreements: Mail) -> Mail:
+        first = Signed.decode(Agreement, next(iter(agreements.values())))
+        return dict.fromkeys(agreements, Agreements((first,) * len(agreements)).encode())
+
+
+class ReplaysAgreements(Coordinator):
+    """Shows what the same survivors signed in an earlier round."""
+
+    def answers(self, agreements: Mail) -> Mail:
+        older = self.rig.at(round=self.rig.spec.round - 1)
+        old: Mail = {}
+
+        class Remembers(Coordinator):
+            def answers(self, agreements: Mail) -> Mail:
+                old.update(super().answers(agreements))
+                return {}
+
+        play(Remembers(older), hospitals_of(older))
+        return {name: old[name] for name in agreements}
+
+
+class ShowsTwoKeys(Coordinator):
+    """Colludes with a hospital that signs two key packages, and shows each to half of the others."""
+
+    def cohorts(self, packages: Mail) -> Mail:
+        honest = super().cohorts(packages)
+        second = package_of(VICTIM, self.rig, signer=VICTIM)
+        edited = edit_cohort(honest, lambda items: [second if p.body.sender == VICTIM else p for p in items])
+        return {name: edited[name] if name in ("h03", "h04") else honest[name] for name in honest}
+
+    def deliveries(self, deals: Mail) -> Mail:
+        return relay_unchecked(deals)
+
+    def survivors(self, uploads: Mail) -> Mail:
+        return {}
+
+    def answers(self, agreements: Mail) -> Mail:
+        return {}
 
 
 class ForgesAgreements(Coordinator):
