@@ -24,6 +24,7 @@ from privfm.secagg.messages import (
     Signed,
     Survivors,
 )
+from privfm.secagg.shamir import PRIME
 from privfm.secagg.upload import add_upload
 
 INPUTS = 100_000
@@ -132,6 +133,13 @@ def test_memory_is_bounded_by_the_message(name: str) -> None:
 def test_a_message_beyond_the_limit_is_not_looked_at() -> None:
     with pytest.raises(MessageError, match="at most 67108864 fit"):
         Survivors.decode(bytes(2**26 + 1))
+
+
+def test_a_share_that_is_not_canonical_is_no_message() -> None:
+    message = STORY.sent[Stage.UNMASK]["h00"]
+    share = Signed.decode(Reveal, message).body.openings[0].share.value
+    with pytest.raises(MessageError, match="not reduced"):
+        Signed.decode(Reveal, message.replace(share, PRIME.to_bytes(33, "big")))
 
 
 def test_unknown_versions_are_refused() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hostile_coordinator import package_of, relay_unchecked
 from knowledge import opened
+from replay import record
 from rounds import Coordinator, Hospital, Mail, Rig, entropy, hospitals_of, identity, make_rig, mark_of, play
 
 from privfm.errors import ProtocolError
@@ -211,6 +212,21 @@ def test_an_upload_made_for_another_round_is_not_added() -> None:
 
     story = play(Coordinator(rig), hospitals_of(rig, h01=Replays(rig, LIAR)))
     check_others_go_on(rig, story.outcome, Stage.MASK, "damaged or another party's")
+
+
+def test_an_upload_counts_once_and_not_after_the_end() -> None:
+    rig = make_rig(5)
+    story = record(rig)
+    total = server.MaskedSum(story.coordinator[Stage.MASK])
+    uploads = story.sent[Stage.MASK]
+    for name in (*rig.names, LIAR, "uninvited"):
+        total.add(name, uploads.get(name, uploads[LIAR]))
+    masked, _ = total.close()
+    assert [fault.blamed for fault in masked.faults] == [(LIAR,), ("uninvited",)]
+    assert masked.survivors == rig.names
+    assert np.array_equal(masked.totals[0], story.coordinator[Stage.AGREE].totals[0])
+    with pytest.raises(ValueError, match="the sum is closed"):
+        total.add("h00", uploads["h00"])
 
 
 def test_a_forged_package_is_a_fault() -> None:

@@ -140,6 +140,19 @@ def test_a_spoiled_upload_adds_nothing() -> None:
     assert not any(total.any() for total in totals)
 
 
+def test_blocks_cannot_change_places() -> None:
+    specs = [VectorSpec(name, 2 * CHUNK, 1.0, levels=1) for name in ("a", "b")]
+    levels = [np.zeros(2 * CHUNK, np.int32)] * 2
+    upload = bytes(masked_upload(specs, levels, [[Mask(KEY, 1)], [Mask(entropy("b"), 1)]], KEY, 1))
+    size = packed_bytes(CHUNK, 24) + 16
+    blocks = [upload[2 + size * place : 2 + size * (place + 1)] for place in range(4)]
+    totals = [np.zeros(2 * CHUNK, np.uint32) for _ in specs]
+    add_upload(specs, upload[:2] + b"".join(blocks), KEY, totals, 1)
+    for order in ((1, 0, 2, 3), (0, 2, 1, 3), (2, 3, 0, 1), (0, 0, 2, 3)):
+        with pytest.raises(MessageError, match="damaged or another party's"):
+            add_upload(specs, upload[:2] + b"".join(blocks[place] for place in order), KEY, totals, 1)
+
+
 @pytest.mark.parametrize("level", [101, -101, 2**31 - 1, -(2**31)])
 def test_levels_beyond_the_spec_are_refused(level: int) -> None:
     specs, levels = two_vectors(9)
