@@ -334,7 +334,8 @@ def agree(state: Masked, incoming: bytes, *, bound_to: Sequence[str] | None = No
         incoming: the survivors.
         bound_to: when this hospital signed for survivors in an earlier attempt with these very vectors, those
             survivors: the sums over two different sets would give away the difference. It is enough that whoever
-            signed remembers, since of two sets that each found a threshold of signers an honest hospital signed both.
+            signed remembers: with the same hospitals invited, of two sets that each found a threshold of signers an
+            honest hospital signed both.
 
     Raises:
         ProtocolError: a rule about the survivors is broken.
