@@ -128,12 +128,18 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         assert process.stderr.read() == b""
 
 
+def heed_interrupts() -> None:
+    """In a child whose parents were started in the background, and so ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_signal_ends_a_real_process_in_one_line() -> None:
     slow = (
         "import privfm_cli.main as m, time, sys\nm._run = lambda _: time.sleep(60)\n"
         "print('up', flush=True)\nsys.exit(m.main())"
     )
-    with subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command, pipe = [sys.executable, "-c", slow], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=heed_interrupts) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
