@@ -7,7 +7,7 @@ from math import floor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rounds import entropy
 
@@ -39,6 +39,7 @@ def test_agrees_with_the_definition(values: list[float], clip: float, ring_bits:
 
 
 @given(st.floats(1e-20, 1e20), st.integers(1, 2**31 - 1), st.booleans())
+@example(49.966807219497916, 551117881, False)  # where bound * factor, rounded, would go beyond
 def test_no_value_goes_beyond_the_levels(clip: float, levels: int, negative: bool) -> None:
     spec = VectorSpec("v", 4, clip, levels, ring_bits=32)
     top = np.float32(np.inf) * (-1 if negative else 1)

@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile_coordinator import package_of
 from rounds import Mail, entropy, identity, make_rig, mark_of
 from sparse_rounds import STAGES, SparseCoordinator, SparseStory, answer, make_sparse_rig, play_sparse
 
 from privfm.errors import ProtocolError
 from privfm.secagg import COORDINATOR, ClientPolicy, LedgerMark, Neighbours, run_round
 from privfm.secagg.encoding import MessageError
+from privfm.secagg.exchange import public_key
 from privfm.secagg.messages import Agreement, Message, Reveal, Seed, Signed, Survivors
 from privfm.secagg.server import advertise
 from privfm.secagg.sparse import check_policy, choose_neighbours, run_sparse_round, server, smallest_group
+from privfm.secagg.sparse.client import sparse_context
 from privfm.secagg.sparse.merkle import Tree, check_proof
 from privfm.secagg.sparse.messages import Anchor, Choice, Evidence, Masking, Neighbourhood, SparseDeliveries
 from privfm.secagg.sparse.parameters import LOG2_FAILURE, log2_tail
@@ -177,6 +180,46 @@ class ShowsAnotherRoot(Edits):
 
     def edit(self, name: str, data: bytes, mail: Mail) -> bytes:
         return replace(Anchor.decode(data), root=entropy("root")).encode()
+
+
+class ShowsASmallKey(Edits):
+    """Shows a key of its own that makes every secret with it predictable."""
+
+    after = SparseStage.ADVERTISE
+
+    def edit(self, name: str, data: bytes, mail: Mail) -> bytes:
+        return replace(Anchor.decode(data), coordinator_key=bytes(32)).encode()
+
+
+class PlantsAPackage(SparseCoordinator):
+    """Builds the tree over a package of its own making in h05's place."""
+
+    signer = "coordinator's own"
+    sender = "h05"
+
+    def collect(self, stage: SparseStage, messages: Mail) -> Any:
+        state, mail = super().collect(stage, messages)
+        if stage is not SparseStage.ADVERTISE:
+            return state, mail
+        body = replace(package_of("h05", self.rig).body, sender=self.sender)
+        planted = Signed.by(identity(self.signer), self.rig.spec.context0, body)
+        packages = {**state.packages, "h05": planted}
+        tree = Tree([packages[name].encode() for name in self.rig.names])
+        context1 = sparse_context(self.rig.spec.context0, tree.root)
+        anchors = {
+            name: Anchor(public_key(self.secret), tree.root, tree.proof(place)).encode()
+            for place, name in enumerate(self.rig.names)
+        }
+        return replace(state, packages=packages, tree=tree, context1=context1), anchors
+
+    secret = entropy("coordinator")
+
+
+class PlantsAnAccomplicesPackage(PlantsAPackage):
+    """The same with h05's own signature, under a package that speaks for h06."""
+
+    signer = "h05"
+    sender = "h06"
 
 
 class HidesANeighbour(Edits):
@@ -337,6 +380,7 @@ class ForgesMaskings(Edits):
 
 ATTACKS = [
     (ShowsAnotherRoot, "not in the tree"),
+    (ShowsASmallKey, "small order"),
     (HidesANeighbour, "not in the tree"),
     (ReplacesANeighbour, "not the neighbours drawn"),
     (ShowsAnothersPackage, "not in the tree"),
@@ -364,6 +408,25 @@ def test_a_coordinator_that_lies_is_blamed_and_is_opened_nothing(attack: type[Ed
     with pytest.raises(ProtocolError, match=reason):
         raise next(iter(story.refusals.values()))
     assert opened(story) == {}
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason"),
+    [(PlantsAPackage, "does not verify"), (PlantsAnAccomplicesPackage, "the package of h05 speaks for h06")],
+)
+def test_a_planted_package_is_seen_by_everybody_who_drew_it(attack: type[PlantsAPackage], reason: str) -> None:
+    rig = make_sparse_rig()
+    story = play_sparse(attack(rig))
+    assert "not in the tree" in str(story.refusals["h05"])
+    drew = {
+        name
+        for name, data in story.sent[SparseStage.CHOOSE].items()
+        if "h05" in Signed.decode(Choice, data).body.neighbours
+    }
+    assert drew
+    for name in drew:
+        assert story.refusals[name].blamed == (COORDINATOR,)
+        assert reason in str(story.refusals[name])
 
 
 class Isolates(SparseCoordinator):

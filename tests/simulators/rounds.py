@@ -17,6 +17,7 @@ from privfm.secagg import (
     ClientPolicy,
     Identity,
     LedgerMark,
+    Neighbours,
     Party,
     Roster,
     RoundSpec,
@@ -94,6 +95,7 @@ def make_rig(
     ring_bits: int = 24,
     vectors: int = 1,
     policy: ClientPolicy | None = None,
+    neighbours: Neighbours | None = None,
 ) -> Rig:
     threshold = threshold or smallest_threshold(count)
     specs = tuple(
@@ -109,6 +111,7 @@ def make_rig(
         vectors=specs,
         cohort=names_of(count),
         threshold=threshold,
+        neighbours=neighbours,
     )
     rng = np.random.default_rng(count)
     levels = {

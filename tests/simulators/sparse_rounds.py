@@ -19,8 +19,9 @@ STAGES = tuple(SparseStage)
 
 
 def make_sparse_rig(count: int = 12, *, corrupt: int = 1, dropped: int = 1, length: int = 5) -> Rig:
-    rig = make_rig(count, length=length, policy=ClientPolicy(corrupt, 2), threshold=count - dropped)
-    return rig.at(neighbours=choose_neighbours(count, max_corrupt=corrupt, max_dropped=dropped))
+    neighbours = choose_neighbours(count, max_corrupt=corrupt, max_dropped=dropped)
+    policy, threshold = ClientPolicy(corrupt, 2), count - dropped
+    return make_rig(count, length=length, policy=policy, threshold=threshold, neighbours=neighbours)
 
 
 @dataclass
