@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile_coordinator import package_of
-from rounds import Mail, entropy, identity, make_rig, mark_of
+from rounds import Mail, Rig, entropy, identity, make_rig, mark_of
 from sparse_rounds import STAGES, SparseCoordinator, SparseStory, answer, make_sparse_rig, play_sparse
 
 from privfm.errors import ProtocolError
 from privfm.secagg import COORDINATOR, ClientPolicy, LedgerMark, Neighbours, run_round
-from privfm.secagg.encoding import MessageError
+from privfm.secagg.encoding import MessageError, Reader, Writer
 from privfm.secagg.exchange import public_key
-from privfm.secagg.messages import Agreement, Message, Reveal, Seed, Signed, Survivors
+from privfm.secagg.messages import Agreement, Deal, KeyPackage, Message, Reveal, Seed, Signed, SignedBody, Survivors
 from privfm.secagg.server import advertise
-from privfm.secagg.sparse import check_policy, choose_neighbours, run_sparse_round, server, smallest_group
+from privfm.secagg.sparse import check_policy, choose_neighbours, client, run_sparse_round, server, smallest_group
 from privfm.secagg.sparse.client import sparse_context
 from privfm.secagg.sparse.merkle import Tree, check_proof
 from privfm.secagg.sparse.messages import Anchor, Choice, Evidence, Masking, Neighbourhood, SparseDeliveries
@@ -130,8 +130,8 @@ def test_a_larger_round_with_drop_outs_over_all_stages() -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_hospitals() -> None:
-    rig = make_sparse_rig(1000, corrupt=20, dropped=10, length=100)
+def test_more_hospitals_than_a_complete_graph_takes() -> None:
+    rig = make_sparse_rig(130, corrupt=3, dropped=10, length=100)
     names = [f"h{index:03d}" for index in range(100, 110)]
     leaves = {name: STAGES[index % 6] for index, name in enumerate(names)}
     outcome = run_sparse_round(rig.spec, rig.parties(), entropy=entropy("c"), leaves=leaves)
@@ -201,18 +201,18 @@ class PlantsAPackage(SparseCoordinator):
         state, mail = super().collect(stage, messages)
         if stage is not SparseStage.ADVERTISE:
             return state, mail
-        body = replace(package_of("h05", self.rig).body, sender=self.sender)
-        planted = Signed.by(identity(self.signer), self.rig.spec.context0, body)
+        planted = Signed.by(identity(self.signer), self.rig.spec.context0, self.body(state.packages))
         packages = {**state.packages, "h05": planted}
         tree = Tree([packages[name].encode() for name in self.rig.names])
         context1 = sparse_context(self.rig.spec.context0, tree.root)
         anchors = {
-            name: Anchor(public_key(self.secret), tree.root, tree.proof(place)).encode()
+            name: Anchor(public_key(entropy("coordinator")), tree.root, tree.proof(place)).encode()
             for place, name in enumerate(self.rig.names)
         }
         return replace(state, packages=packages, tree=tree, context1=context1), anchors
 
-    secret = entropy("coordinator")
+    def body(self, packages: Any) -> KeyPackage:
+        return replace(package_of("h05", self.rig).body, sender=self.sender)
 
 
 class PlantsAnAccomplicesPackage(PlantsAPackage):
@@ -546,21 +546,179 @@ def test_what_decodes_encodes_to_the_same_bytes() -> None:
                     other.decode(message)
 
 
-def test_a_hospital_that_draws_fewer_or_masks_with_others_is_at_fault() -> None:
+def loose_rig() -> Rig:
+    """Few need to be there in all, many around each hospital."""
+    return make_rig(12, length=5, policy=ClientPolicy(0, 2), threshold=5, neighbours=Neighbours(8, 6))
+
+
+def test_a_hospital_whose_neighbours_are_absent_does_not_deal() -> None:
+    absent = dict.fromkeys(("h07", "h08", "h09", "h10", "h11"), SparseStage.ADVERTISE)
+    story = play_sparse(SparseCoordinator(loose_rig()), leaves=absent)
+    assert any("of the neighbours drawn are there, need 6" in str(error) for error in story.refusals.values())
+
+
+def test_a_hospital_whose_neighbours_did_not_survive_does_not_agree() -> None:
+    story = play_sparse(DropsEveryNeighbour(loose_rig()))
+    assert len(story.refusals) == 12
+    assert "5 of the neighbours drawn survived, need 6" in str(story.refusals["h00"])
+
+
+def test_a_sum_that_some_neighbourhood_cannot_open_names_whose() -> None:
+    rig = loose_rig()
+    silent = dict.fromkeys(("h07", "h08", "h09", "h10", "h11"), SparseStage.UNMASK)
+    with pytest.raises(ProtocolError, match=r"neighbours of h\d\d answered, need 6"):
+        run_sparse_round(rig.spec, rig.parties(), entropy=entropy("c"), leaves=silent)
+
+
+class PlantsACopiedKey(PlantsAPackage):
+    """With h05's help: a package of h05 that shows h03's key."""
+
+    signer = "h05"
+
+    def body(self, packages: Any) -> KeyPackage:
+        return replace(super().body(packages), mask_key=packages["h03"].body.mask_key)
+
+
+def test_a_copied_key_among_neighbours_is_blamed_on_the_pair() -> None:
+    rig = loose_rig()
+    story = play_sparse(PlantsACopiedKey(rig))
+    blamed = {error.blamed for name, error in story.refusals.items() if name != "h05"}
+    assert ("h03", "h05") in blamed
+
+
+class DeliversForAnother(Edits):
+    """Passes on what was dealt to somebody else."""
+
+    after = SparseStage.SHARE
+
+    def edit(self, name: str, data: bytes, mail: Mail) -> bytes:
+        return mail["h00" if name == "h01" else "h01"]
+
+
+class AddsASurvivor(Edits):
+    """Counts a member of the roster that was not invited."""
+
+    after = SparseStage.MASK
+
+    def edit(self, name: str, data: bytes, mail: Mail) -> bytes:
+        return Survivors((*Survivors.decode(data).names, "uninvited")).encode()
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason"),
+    [(DeliversForAnother, "is no neighbour"), (AddsASurvivor, "survivors that were not invited")],
+)
+def test_strangers_among_dealers_and_survivors_are_refused(attack: type[Edits], reason: str) -> None:
+    story = play_sparse(attack(make_sparse_rig()))
+    assert len(story.refusals) == 12
+    assert {error.blamed for error in story.refusals.values()} == {(COORDINATOR,)}
+    assert any(reason in str(error) for error in story.refusals.values())
+
+
+LIAR = "h01"
+
+
+def draws_fewer(coordinator: SparseCoordinator, sent: bytes) -> bytes:
+    choice = Signed.decode(Choice, sent).body
+    return sign(coordinator, replace(choice, neighbours=choice.neighbours[1:]))
+
+
+def draws_itself(coordinator: SparseCoordinator, sent: bytes) -> bytes:
+    choice = Signed.decode(Choice, sent).body
+    return sign(
+        coordinator, SparseStage.CHOOSE, replace(choice, neighbours=tuple(sorted((LIAR, *choice.neighbours[1:]))))
+    )
+
+
+def deals_to_fewer(coordinator: SparseCoordinator, sent: bytes) -> bytes:
+    deal = Deal.decode(sent)
+    body = replace(deal.dealing.body, holders=deal.dealing.body.holders[1:])
+    return Deal(Signed.by(identity(LIAR), context1(coordinator), body), deal.boxes[1:]).encode()
+
+
+def masks_with_fewer(coordinator: SparseCoordinator, sent: bytes) -> bytes:
+    reader = Reader(sent)
+    masking = Signed.decode(Masking, reader.blob(10_000)).body
+    head = Signed.by(identity(LIAR), context1(coordinator), replace(masking, peers=masking.peers[1:])).encode()
+    return bytes(Writer().blob(head)) + sent[4 + int.from_bytes(sent[:4], "big") :]
+
+
+def opens_less(coordinator: SparseCoordinator, sent: bytes) -> bytes:
+    reveal = Signed.decode(Reveal, sent).body
+    return sign_reveal(coordinator, replace(reveal, openings=reveal.openings[1:]))
+
+
+def opens_a_wrong_share(coordinator: SparseCoordinator, sent: bytes) -> bytes:
+    reveal = Signed.decode(Reveal, sent).body
+    share = replace(reveal.openings[0].share, salt=bytes(32))
+    return sign_reveal(
+        coordinator, replace(reveal, openings=(replace(reveal.openings[0], share=share), *reveal.openings[1:]))
+    )
+
+
+def context1(coordinator: SparseCoordinator) -> bytes:
+    found: bytes = coordinator.states[SparseStage.CHOOSE].context1
+    return found
+
+
+def sign(coordinator: SparseCoordinator, body: SignedBody) -> bytes:
+    return Signed.by(identity(LIAR), context1(coordinator), body).encode()
+
+
+def sign_reveal(coordinator: SparseCoordinator, reveal: Reveal) -> bytes:
+    return Signed.by(identity(LIAR), coordinator.states[SparseStage.AGREE].context2, reveal).encode()
+
+
+@pytest.mark.parametrize(
+    ("stage", "lie", "reason"),
+    [
+        (SparseStage.CHOOSE, draws_fewer, "its number of neighbours"),
+        (SparseStage.CHOOSE, draws_itself, "its number of neighbours"),
+        (SparseStage.SHARE, deals_to_fewer, "not dealt to the neighbours it drew"),
+        (SparseStage.MASK, masks_with_fewer, "masked with others than its neighbours"),
+        (SparseStage.UNMASK, opens_less, "other shares than it was asked for"),
+        (SparseStage.UNMASK, opens_a_wrong_share, "returns another share than"),
+    ],
+)
+def test_a_hospital_that_lies_is_at_fault_and_the_others_go_on(
+    stage: SparseStage, lie: Callable[[SparseCoordinator, bytes], bytes], reason: str
+) -> None:
     rig = make_sparse_rig()
-
-    def draws_itself(stage: SparseStage, name: str, sent: bytes) -> bytes:
-        if stage is SparseStage.CHOOSE and name == "h01":
-            choice = Signed.decode(Choice, sent)
-            context1 = coordinator.states[SparseStage.CHOOSE].context1
-            return Signed.by(identity(name), context1, Choice(name, choice.body.neighbours[1:])).encode()
-        return sent
-
     coordinator = SparseCoordinator(rig)
-    story = play_sparse(coordinator, edit=draws_itself)
+
+    def edit(at: SparseStage, name: str, sent: bytes) -> bytes:
+        return lie(coordinator, sent) if (at, name) == (stage, LIAR) else sent
+
+    story = play_sparse(coordinator, edit=edit)
     assert story.outcome is not None
-    assert [fault.blamed for fault in story.outcome.faults] == [("h01",)]
-    assert "number of neighbours" in story.outcome.faults[0].reason
+    assert [fault.blamed for fault in story.outcome.faults] == [(LIAR,)]
+    assert reason in story.outcome.faults[0].reason
+    np.testing.assert_array_equal(story.outcome.sums[0], rig.plain_sum(story.outcome.survivors))
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_shares_of_another_seed_are_blamed_on_their_dealer(stays: bool) -> None:
+    """Of the self-mask seed when it stays, of the mask-key seed when it goes."""
+    rig = make_sparse_rig()
+    coordinator = SparseCoordinator(rig)
+
+    def edit(at: SparseStage, name: str, sent: bytes) -> bytes:
+        if (at, name) != (SparseStage.SHARE, LIAR):
+            return sent
+        state = story_states[LIAR].before
+        dishonest = replace(state, before=replace(state.before, mask_seed=entropy("another")))
+        _, lie = client.share(dishonest, story_mail, seen={})
+        deal = Deal.decode(lie)
+        body = replace(deal.dealing.body, self_seed=bytes(32))
+        return replace(deal, dealing=Signed.by(identity(LIAR), state.context1, body)).encode()
+
+    honest = play_sparse(SparseCoordinator(rig))
+    story_states = {LIAR: honest.before[SparseStage.MASK][LIAR]}
+    story_mail = honest.mail[SparseStage.SHARE][LIAR]
+    story = play_sparse(coordinator, edit=edit, leaves={} if stays else {LIAR: SparseStage.MASK})
+    assert story.failure is not None
+    assert story.failure.blamed == (LIAR,)
+    assert "do not make the seed" in str(story.failure)
 
 
 def test_union_bounds_are_exact_fractions() -> None:
