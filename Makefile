@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 DEPS   := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train check test wheel clean
+.PHONY: help install install-dev train check test test-slow wheel clean
 
 help:           ## what can be made
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## *(.*)/  make \1\t\2/' | expand -t 22
@@ -31,19 +31,17 @@ $(VENV)/installed-dev: $(BIN)/python $(DEPS)
 train: install  ## train on the built-in photographs under epsilon 8
 	$(BIN)/privfm train --epsilon 8
 
-check: install-dev  ## linters, types, import contracts, fast tests
+check: install-dev  ## linters, types, import contracts, doctests, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
-test: install-dev  ## linters, types, import contracts, doctests and every test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+test: check     ## what check does: linters, types, import contracts, doctests and tests
+
+test-slow: install-dev  ## the tests that take minutes: 200 kills, 100,000 damaged messages a decoder, whole runs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 wheel: install-dev  ## dist/privfm-VERSION-py3-none-any.whl
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
