@@ -43,6 +43,7 @@ __all__ = [
     "Seed",
     "Share",
     "Signed",
+    "SignedBody",
     "Survivors",
 ]
 

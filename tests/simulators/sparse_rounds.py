@@ -86,7 +86,8 @@ def play_sparse(
     for stage in STAGES:
         story.mail[stage], story.before[stage], story.sent[stage] = mail, dict(story.states), {}
         for name, incoming in mail.items():
-            if leaves and name in leaves and STAGES.index(leaves[name]) <= STAGES.index(stage):
+            gone = leaves is not None and name in leaves and STAGES.index(leaves[name]) <= STAGES.index(stage)
+            if gone or name in story.refusals:
                 continue
             try:
                 story.states[name], sent = answer(rig, stage, name, story.states[name], incoming)
