@@ -32,7 +32,12 @@ def test_learning_is_claimed_only_beyond_the_noise_only_control(
 
 @pytest.mark.parametrize(
     ("trained", "claim"),
-    [(0.90, "was learnt from"), (0.99, "noise cost more"), (1.02, "does not show learning"), (1.1, "does not show")],
+    [
+        (0.90, "a small gain may be luck"),
+        (0.99, "noise cost more"),
+        (1.02, "does not show learning"),
+        (1.1, "does not show"),
+    ],
 )
 def test_a_lower_public_loss_than_with_noise_alone_is_learning(trained: float, claim: str) -> None:
     assert claim in public_loss_verdict(PublicLoss(start=0.95, trained=trained, noise_only=1.02))
