@@ -18,8 +18,9 @@ from privfm.secagg.spec import VectorSpec
 
 __all__ = ["dequantise", "quantise"]
 
-COIN_BITS = 16
-_ZEROS = memoryview(bytes(2 * CHUNK))
+COIN_BITS = 8
+_WORD_BYTES = 4
+_ZEROS = memoryview(bytes(CHUNK))
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def quantise(
 ) -> Int32[np.ndarray, " d"]:
     """Each value's level: floor(fixed point + u), u uniform in [0, 1) by steps of 2^-bits.
 
-    Guarantees: every level is in [-levels, levels]. The result depends on `entropy`, not on `threads`. The bits are 16,
-    or as many as leave levels * 2^bits below 2^31: 10 for five hospitals in a 24-bit ring.
+    Guarantees: every level is in [-levels, levels]. The result depends on `entropy`, not on `threads`. The bits are 8,
+    or as many as leave levels * 2^bits below 2^31; a value's distance to the fixed point is at most 2^-9 levels, and
+    in a ring of 24 bits or more what single precision loses is as much.
 
     Args:
         values: spec.length entries.
@@ -81,8 +83,8 @@ def quantise(
     fixed = FixedPoint.of(spec)
 
     def work(start: int, stop: int) -> None:
-        stream = keystream(entropy, start // 2)
-        scaled, coins, fractions = np.empty(CHUNK, np.float32), np.empty(CHUNK, "<u2"), np.empty(CHUNK, np.int32)
+        stream = keystream(entropy, start // _WORD_BYTES)
+        scaled, coins, fractions = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.uint8), np.empty(CHUNK, np.int32)
         for piece in pieces(start, stop):
             length = piece.stop - piece.start
             x, coin, fraction, level = scaled[:length], coins[:length], fractions[:length], result[piece]
@@ -91,8 +93,10 @@ def quantise(
                 raise ValueError(f"vector {spec.name!r} holds a value that is not a number")
             np.rint(np.multiply(x, fixed.factor, out=x), out=x)
             np.copyto(level, x, casting="unsafe")
-            stream.update_into(_ZEROS[: 2 * length], coin.view(np.uint8).data)
-            np.copyto(fraction, np.right_shift(coin, COIN_BITS - fixed.bits, out=coin))
+            stream.update_into(_ZEROS[:length], coin.data)
+            if fixed.bits < COIN_BITS:
+                np.right_shift(coin, COIN_BITS - fixed.bits, out=coin)
+            np.copyto(fraction, coin)
             np.add(level, fraction, out=level)
             np.right_shift(level, fixed.bits, out=level)
 

@@ -1,7 +1,7 @@
 """Masked vectors on their way to the coordinator: packed blocks, each with a tag that only their sender can make.
 
     upload := version u8, type u8, then for each vector its blocks
-    block  := up to 2^16 entries packed as `ring` says, then a 16-byte tag
+    block  := up to 2^18 entries packed as `ring` says, then a 16-byte tag
 
 A tag is AES-256-GCM over no text with the packed entries as associated data, under a key that the sender's signed
 channel key and the coordinator's single-round key agree on, with (vector index u32, block index u64) as the nonce.
@@ -35,7 +35,7 @@ def upload_bytes(vectors: Sequence[VectorSpec]) -> int:
     """The exact length of an upload.
 
     >>> upload_bytes([VectorSpec("update", 1_000_000, 1.0, levels=100)]) / 1_000_000
-    3.000258
+    3.000066
     """
     return len(_HEADER) + sum(_vector_bytes(vector) for vector in vectors)
 

@@ -21,11 +21,11 @@ floats = st.floats(width=32, allow_nan=False)
 
 def naive(values: list[float], spec: VectorSpec, secret: bytes) -> list[int]:
     """The definition, entry by entry."""
-    coins = keystream(secret, 0).update(bytes(2 * len(values) + 8))
+    coins = keystream(secret, 0).update(bytes(len(values) + 8))
     fixed = FixedPoint.of(spec)
     levels = []
     for index, value in enumerate(values):
-        u = Fraction(int.from_bytes(coins[2 * index : 2 * index + 2], "little") >> (16 - fixed.bits), 2**fixed.bits)
+        u = Fraction(coins[index] >> (8 - fixed.bits), 2**fixed.bits)
         clamped = np.float32(min(max(value, -float(fixed.bound)), float(fixed.bound)))
         levels.append(floor(Fraction(round(float(clamped * fixed.factor)), 2**fixed.bits) + u))
     return levels
