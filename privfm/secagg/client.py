@@ -28,29 +28,24 @@ from jaxtyping import Int32
 from privfm.errors import ProtocolError
 from privfm.secagg import keys
 from privfm.secagg.curves import check_x25519
-from privfm.secagg.dealing import Dealer, Held, check_delivery, open_delivery
-from privfm.secagg.encoding import check_bytes
-from privfm.secagg.exchange import derive, exchange, exchanges, public_key
-from privfm.secagg.identity import Identity
-from privfm.secagg.masks import Mask
-from privfm.secagg.messages import (
-    Agreement,
-    Agreements,
-    Cohort,
-    Dealing,
-    Deliveries,
-    Delivery,
-    KeyPackage,
-    Opening,
-    Reveal,
-    Seed,
-    Signed,
-    Survivors,
-)
+from privfm.secagg.dealing import Held, check_delivery
+from privfm.secagg.framing import Signed
+from privfm.secagg.messages import Agreements, Cohort, Dealing, Deliveries, Delivery, KeyPackage, Survivors
 from privfm.secagg.roster import COORDINATOR
-from privfm.secagg.spec import ClientPolicy, LedgerMark, RoundSpec
+from privfm.secagg.spec import LedgerMark
 from privfm.secagg.stages import blaming, check_ascending
-from privfm.secagg.upload import masked_upload
+from privfm.secagg.steps import (
+    Finished,
+    Ready,
+    RoundKeys,
+    Sharing,
+    check_agreements,
+    check_enough,
+    check_keys,
+    check_marks,
+    reveal,
+    sign_survivors,
+)
 
 __all__ = [
     "Advertised",
@@ -68,47 +63,16 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Ready:
-    """Before the round: what a hospital brings along and keeps over it."""
-
-    spec: RoundSpec
-    identity: Identity
-    policy: ClientPolicy
-
-    @property
-    def name(self) -> str:
-        return self.identity.name
-
-
-@dataclass(frozen=True)
-class Advertised:
+class Advertised(RoundKeys):
     """After advertise: waits for the cohort."""
 
-    own: Ready
-    package: Signed[KeyPackage]
-    entropy: bytes = field(repr=False)
-    channel_seed: bytes = field(repr=False)
-    mask_seed: bytes = field(repr=False)
-
 
 @dataclass(frozen=True)
-class Shared:
+class Shared(Sharing):
     """After share: waits for the others' shares."""
 
-    own: Ready
-    context1: bytes
-    coordinator_key: bytes
-    packages: Mapping[str, KeyPackage]
     dealing: Signed[Dealing]
     held: Held = field(repr=False)
-    channel_seed: bytes = field(repr=False)
-    mask_seed: bytes = field(repr=False)
-    self_seed: bytes = field(repr=False)
-
-    @property
-    def marks(self) -> dict[str, LedgerMark]:
-        """Where each ledger of the cohort stands, signed: keep the highest."""
-        return {name: package.mark for name, package in self.packages.items()}
 
 
 @dataclass(frozen=True)
@@ -132,19 +96,6 @@ class Agreed:
     held: Mapping[str, Held] = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """After unmask: nothing secret is left.
-
-    Args:
-        survivors: whose vectors are in the sum.
-        transcript: 32 bytes, the same for every hospital that finished and for the coordinator.
-    """
-
-    survivors: tuple[str, ...]
-    transcript: bytes
-
-
 def advertise(
     state: Ready, mark: LedgerMark, *, answered: tuple[int, int] | None, entropy: bytes
 ) -> tuple[Advertised, bytes]:
@@ -163,26 +114,8 @@ def advertise(
     """
     state.spec.check_graph(sparse=False)
     state.policy.check(state.spec.size, state.spec.threshold)
-    advertised = new_keys(state, mark, answered, entropy)
+    advertised = Advertised.fresh(state, mark, answered, entropy)
     return advertised, advertised.package.encode()
-
-
-def new_keys(state: Ready, mark: LedgerMark, answered: tuple[int, int] | None, entropy: bytes) -> Advertised:
-    """A signed key package for a round that is this hospital's and newer than any before.
-
-    Raises:
-        ProtocolError: the round is neither.
-    """
-    check_bytes("entropy", entropy, 32)
-    spec, identity = state.spec, state.identity
-    if identity.name not in spec.cohort or spec.roster.key_of(identity.name) != identity.public:
-        raise ProtocolError(f"{identity.name!r} with this key is not in the round", (COORDINATOR,))
-    if answered is not None and spec.number <= answered:
-        raise ProtocolError(f"round and attempt {spec.number} are not newer than {answered}", (COORDINATOR,))
-    channel_seed = derive(entropy, spec.context0, "channel-key", identity.name)
-    mask_seed = derive(entropy, spec.context0, "mask-key", identity.name)
-    body = KeyPackage(identity.name, public_key(channel_seed), public_key(mask_seed), mark)
-    return Advertised(state, Signed.by(identity, spec.context0, body), entropy, channel_seed, mask_seed)
 
 
 def share(state: Advertised, incoming: bytes, *, seen: Mapping[str, LedgerMark]) -> tuple[Shared, bytes]:
@@ -203,20 +136,18 @@ def share(state: Advertised, incoming: bytes, *, seen: Mapping[str, LedgerMark])
     check_marks(packages, seen)
     state.own.policy.check(len(packages), state.own.spec.threshold)
     context1 = keys.cohort_context(state.own.spec.context0, cohort.packages)
-    self_seed = derive(state.entropy, context1, "self-seed", state.own.name)
-    dealer = Dealer(state.own.identity, context1, state.entropy, state.channel_seed, state.mask_seed, self_seed)
-    held = dealer.split({name: point for point, name in enumerate(packages, start=1)}, state.own.spec.threshold)
-    deal = dealer.deal(held, packages)
+    points = {name: point for point, name in enumerate(packages, start=1)}
+    deal, held = state.deal(context1, points, state.own.spec.threshold, packages)
     shared = Shared(
         own=state.own,
         context1=context1,
         coordinator_key=cohort.coordinator_key,
         packages=packages,
-        dealing=deal.dealing,
-        held=held[state.own.name],
         channel_seed=state.channel_seed,
         mask_seed=state.mask_seed,
-        self_seed=self_seed,
+        self_seed=state.self_seed(context1),
+        dealing=deal.dealing,
+        held=held[state.own.name],
     )
     return shared, deal.encode()
 
@@ -235,35 +166,6 @@ def _check_packages(state: Advertised, cohort: Cohort) -> dict[str, KeyPackage]:
     return {name: package.body for name, package in packages.items()}
 
 
-def check_keys(packages: Mapping[str, KeyPackage]) -> None:
-    """Refuse keys that are not canonical, of small order or shown twice.
-
-    Raises:
-        ProtocolError: blaming their owners, who signed them.
-    """
-    for name, package in packages.items():
-        with blaming(name, doing=f"key package of {name}"):
-            check_x25519(package.channel_key)
-            check_x25519(package.mask_key)
-    for names in keys.key_clashes(packages):
-        raise ProtocolError(f"{' and '.join(names)}: one key shown twice", names)
-
-
-def check_marks(packages: Mapping[str, KeyPackage], seen: Mapping[str, LedgerMark]) -> None:
-    """Refuse a peer whose ledger went back or forked.
-
-    Raises:
-        ProtocolError: blaming the peer.
-    """
-    for name, package in packages.items():
-        if name in seen and not package.mark.follows(seen[name]):
-            raise ProtocolError(
-                f"ledger of {name} went back: entry {package.mark.counter} after {seen[name].counter} was seen; "
-                f"its hospital must recover the ledger before it goes on",
-                (name,),
-            )
-
-
 def mask(
     state: Shared, incoming: bytes, vectors: Sequence[Int32[np.ndarray, " _"]], *, threads: int = 1
 ) -> tuple[Masked, memoryview]:
@@ -278,26 +180,17 @@ def mask(
         ProtocolError: a rule about the sharers or their shares is broken.
         ValueError: a vector does not fit its spec.
     """
-    spec, own = state.own.spec, state.own.name
+    own = state.own
     with blaming(COORDINATOR, doing="deliveries"):
         deliveries = Deliveries.decode(incoming).items
         check_ascending([delivery.dealing.body.sender for delivery in deliveries])
         for delivery in deliveries:
             _check_delivery(state, delivery)
-        _check_enough(state.own, len(deliveries) + 1, "sharers")
+        check_enough(len(deliveries) + 1, _needed(own), "sharers")
+    held = state.open(deliveries)
+    upload = state.upload(tuple(held), vectors, threads)
     dealings = {delivery.dealing.body.sender: delivery.dealing for delivery in deliveries}
-    secrets = exchanges(state.channel_seed, (state.packages[dealer].channel_key for dealer in dealings))
-    held = {
-        dealer: open_delivery(delivery, secret, state.context1, own)
-        for dealer, delivery, secret in zip(dealings, deliveries, secrets, strict=True)
-    }
-    if len(vectors) != len(spec.vectors):
-        raise ValueError(f"vectors={len(vectors)}: the round has {len(spec.vectors)}")
-    shared = exchange(state.channel_seed, state.coordinator_key)
-    upload = masked_upload(
-        spec.vectors, vectors, _masks(state, tuple(dealings)), keys.tag_key(shared, state.context1, own), threads
-    )
-    masked = Masked(state.own, state.context1, {**dealings, own: state.dealing}, held={**held, own: state.held})
+    masked = Masked(own, state.context1, {**dealings, own.name: state.dealing}, held={**held, own.name: state.held})
     return masked, upload
 
 
@@ -311,20 +204,9 @@ def _check_delivery(state: Shared, delivery: Delivery) -> None:
     check_delivery(delivery, state.own.spec.roster.key_of(dealing.sender), state.context1, own)
 
 
-def _masks(state: Shared, peers: Sequence[str]) -> list[list[Mask]]:
-    """For each vector, every mask that goes into it."""
-    spec, own = state.own.spec, state.own.name
-    by_party = [keys.self_masks(state.self_seed, state.context1, own, spec.vectors)]
-    secrets = exchanges(state.mask_seed, (state.packages[peer].mask_key for peer in peers))
-    for peer, secret in zip(peers, secrets, strict=True):
-        by_party.append(keys.pair_masks(secret, state.context1, own, peer, spec.vectors))
-    return [list(masks) for masks in zip(*by_party, strict=True)]
-
-
-def _check_enough(own: Ready, count: int, what: str) -> None:
-    needed = max(own.spec.threshold, own.policy.min_cohort)
-    if count < needed:
-        raise ProtocolError(f"{count} {what}, this hospital answers for {needed} and more")
+def _needed(own: Ready) -> int:
+    """How few sharers, and survivors, it answers for."""
+    return max(own.spec.threshold, own.policy.min_cohort)
 
 
 def agree(state: Masked, incoming: bytes, *, bound_to: Sequence[str] | None = None) -> tuple[Agreed, bytes]:
@@ -349,12 +231,11 @@ def agree(state: Masked, incoming: bytes, *, bound_to: Sequence[str] | None = No
             raise ProtocolError(f"{', '.join(strangers)} did not share, or did not share with {own.name}")
         if own.name not in survivors:
             raise ProtocolError(f"{own.name} is asked to agree that it dropped out")
-        _check_enough(own, len(survivors), "survivors")
+        check_enough(len(survivors), _needed(own), "survivors")
         if bound_to is not None and set(survivors) != set(bound_to):
             raise ProtocolError("these vectors were agreed on before, with other survivors")
-    context2 = keys.survivors_context(state.context1, survivors)
-    agreement = Signed.by(own.identity, context2, Agreement(own.name))
-    return Agreed(own, context2, state.dealings, survivors, held=state.held), agreement.encode()
+    context2, agreement = sign_survivors(own, state.context1, survivors)
+    return Agreed(own, context2, state.dealings, survivors, held=state.held), agreement
 
 
 def unmask(state: Agreed, incoming: bytes) -> tuple[Finished, bytes]:
@@ -366,23 +247,11 @@ def unmask(state: Agreed, incoming: bytes) -> tuple[Finished, bytes]:
     Raises:
         ProtocolError: fewer than a threshold of the survivors signed for this survivor set.
     """
-    spec, name = state.own.spec, state.own.name
+    own = state.own
     with blaming(COORDINATOR, doing="agreements"):
         agreements = Agreements.decode(incoming).items
-        check_ascending([agreement.body.sender for agreement in agreements])
-        for agreement in agreements:
-            if agreement.body.sender not in state.survivors:
-                raise ProtocolError(f"{agreement.body.sender} is no survivor")
-            agreement.check(spec.roster.key_of(agreement.body.sender), state.context2)
-        if len(agreements) < spec.threshold:
-            raise ProtocolError(f"{len(agreements)} signed for these survivors, the threshold is {spec.threshold}")
-    openings = tuple(_opening(state, dealer) for dealer in sorted(state.dealings))
-    reveal = Signed.by(state.own.identity, state.context2, Reveal(name, openings))
+        check_agreements(own, state.context2, agreements, state.survivors, own.spec.threshold)
     dealings = [state.dealings[dealer] for dealer in sorted(state.dealings)]
     transcript = keys.transcript_hash(state.context2, dealings, agreements)
-    return Finished(state.survivors, transcript), reveal.encode()
-
-
-def _opening(state: Agreed, dealer: str) -> Opening:
-    seed = Seed.SELF_MASK if dealer in state.survivors else Seed.MASK_KEY
-    return Opening(dealer, seed, state.held[dealer].of(seed))
+    answer = reveal(own, state.context2, state.held, state.survivors)
+    return Finished(state.survivors, transcript), answer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from privfm.errors import ProtocolError
-from privfm.secagg.messages import Body, Signed
+from privfm.secagg.framing import Body, Signed
 from privfm.secagg.spec import RoundSpec
 from privfm.secagg.stages import AnyStage
 

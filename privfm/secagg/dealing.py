@@ -9,8 +9,9 @@ from privfm.errors import ProtocolError
 from privfm.secagg import keys
 from privfm.secagg.encoding import MessageError, Reader, Writer, digest
 from privfm.secagg.exchange import derive, exchanges, open_box, seal_box
+from privfm.secagg.framing import Signed
 from privfm.secagg.identity import Identity
-from privfm.secagg.messages import Commitments, Deal, Dealing, Delivery, KeyPackage, Seed, Share, Signed
+from privfm.secagg.messages import Commitments, Deal, Dealing, Delivery, KeyPackage, Seed, Share
 from privfm.secagg.shamir import COEFFICIENT_BYTES, split
 from privfm.secagg.stages import blaming
 

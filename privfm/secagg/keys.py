@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from privfm.secagg.encoding import Writer, digest
 from privfm.secagg.exchange import derive
+from privfm.secagg.framing import Signed
 from privfm.secagg.masks import Mask
-from privfm.secagg.messages import Agreement, Dealing, KeyPackage, Signed
+from privfm.secagg.messages import Agreement, Dealing, KeyPackage
 from privfm.secagg.spec import VectorSpec
 
 __all__ = [

@@ -16,16 +16,14 @@ body in a context; the coordinator signs nothing, since nothing of a hospital's 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import ClassVar, Generic, TypeVar
 
 from privfm.secagg.encoding import MessageError, Reader, Writer, digest
-from privfm.secagg.identity import SIGNATURE_BYTES, Identity, verify
+from privfm.secagg.framing import COHORT_LIMIT, Message, Signed, SignedBody, read_signed_blob
 from privfm.secagg.shamir import SHARE_BYTES, check_share
-from privfm.secagg.spec import VERSION, LedgerMark
+from privfm.secagg.spec import LedgerMark
 
 __all__ = [
     "Agreement",
@@ -37,121 +35,15 @@ __all__ = [
     "Deliveries",
     "Delivery",
     "KeyPackage",
-    "Message",
     "Opening",
     "Reveal",
     "Seed",
     "Share",
-    "Signed",
-    "SignedBody",
     "Survivors",
 ]
 
-MESSAGE_LIMIT = 2**26  # bytes; a cohort of 100 needs 2 MB at most
-COHORT_LIMIT = 2**16
 SALT_BYTES = 32
 BOX_LIMIT = 256
-
-
-M = TypeVar("M", bound="Message")
-
-
-class Message(ABC):
-    """A message with one encoding: version, type, fields."""
-
-    TYPE: ClassVar[int]
-
-    @abstractmethod
-    def write(self, out: Writer) -> None:
-        """Append the fields."""
-
-    @classmethod
-    @abstractmethod
-    def read(cls: type[M], reader: Reader) -> M:
-        """Take the fields."""
-
-    def encode(self) -> bytes:
-        """The one encoding."""
-        out = Writer().u8(VERSION).u8(self.TYPE)
-        self.write(out)
-        return bytes(out)
-
-    @classmethod
-    def decode(cls: type[M], data: bytes) -> M:
-        """The message that encodes to exactly these bytes.
-
-        Raises:
-            MessageError: there is none.
-        """
-        reader = _opened(data, cls.TYPE)
-        message = cls.read(reader)
-        reader.end()
-        return message
-
-
-class SignedBody(Message):
-    """What a hospital signs, in the name of `sender`."""
-
-    STAGE: ClassVar[str]
-    sender: str
-
-
-Body = TypeVar("Body", bound=SignedBody)
-
-
-@dataclass(frozen=True)
-class Signed(Generic[Body]):
-    """A body and its sender's signature: the body's encoding, then 64 bytes."""
-
-    body: Body
-    signature: bytes
-
-    @classmethod
-    def by(cls, identity: Identity, context: bytes, body: Body) -> Signed[Body]:
-        """The body, signed in a context."""
-        return cls(body, identity.sign(body.STAGE, context, body.encode()))
-
-    def check(self, key: bytes, context: bytes) -> None:
-        """Check the signature over the bytes that were received.
-
-        Raises:
-            ProtocolError: it was not made by that key over this body in this context.
-        """
-        verify(key, self.body.STAGE, context, self._encoded[:-SIGNATURE_BYTES], self.signature)
-
-    def encode(self) -> bytes:
-        """The one encoding."""
-        return self._encoded
-
-    @cached_property
-    def _encoded(self) -> bytes:
-        """Kept, because a coordinator relays one message to many."""
-        return self.body.encode() + self.signature
-
-    @classmethod
-    def decode(cls, kind: type[Body], data: bytes) -> Signed[Body]:
-        """The signed message of a kind that encodes to exactly these bytes; its signature is not checked yet.
-
-        Raises:
-            MessageError: there is none.
-        """
-        reader = _opened(data, kind.TYPE)
-        message = cls(kind.read(reader), reader.raw(SIGNATURE_BYTES))
-        reader.end()
-        message.__dict__["_encoded"] = data
-        return message
-
-
-def _opened(data: bytes, kind: int) -> Reader:
-    if len(data) > MESSAGE_LIMIT:
-        raise MessageError(f"message of {len(data)} bytes where at most {MESSAGE_LIMIT} fit")
-    reader = Reader(data)
-    version, found = reader.u8(), reader.u8()
-    if version != VERSION:
-        raise MessageError(f"protocol version {version}, not {VERSION}")
-    if found != kind:
-        raise MessageError(f"message type {found}, not {kind}")
-    return reader
 
 
 class Seed(IntEnum):
@@ -271,10 +163,13 @@ class Dealing(SignedBody):
         Raises:
             MessageError: nothing was dealt to it.
         """
-        for entry in self.holders:
-            if entry.holder == holder:
-                return entry
-        raise MessageError(f"{self.sender} did not deal to {holder}")
+        if holder not in self._by_holder:
+            raise MessageError(f"{self.sender} did not deal to {holder}")
+        return self._by_holder[holder]
+
+    @cached_property
+    def _by_holder(self) -> dict[str, Commitments]:
+        return {entry.holder: entry for entry in self.holders}
 
 
 @dataclass(frozen=True)
@@ -404,8 +299,3 @@ class Reveal(SignedBody):
     @classmethod
     def read(cls, reader: Reader) -> Reveal:
         return cls(reader.name(), reader.sequence(COHORT_LIMIT, Opening.read))
-
-
-def read_signed_blob(reader: Reader, kind: type[Body]) -> Signed[Body]:
-    """A length-prefixed signed message."""
-    return Signed.decode(kind, reader.blob(MESSAGE_LIMIT))

@@ -12,7 +12,7 @@ cannot be recovered from good shares its dealer's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,13 +20,12 @@ from jaxtyping import Int32, UInt32
 
 from privfm.errors import ProtocolError
 from privfm.secagg import keys
-from privfm.secagg.chunks import spread
 from privfm.secagg.collecting import Fault, Faults, check_signed, collect, read_signed, require
 from privfm.secagg.curves import check_x25519
 from privfm.secagg.dealing import check_boxes
 from privfm.secagg.encoding import check_bytes
-from privfm.secagg.exchange import exchange, exchanges, public_key
-from privfm.secagg.masks import Mask, masked_pieces
+from privfm.secagg.exchange import exchange, public_key
+from privfm.secagg.framing import Signed
 from privfm.secagg.messages import (
     Agreement,
     Agreements,
@@ -37,15 +36,12 @@ from privfm.secagg.messages import (
     Delivery,
     KeyPackage,
     Reveal,
-    Seed,
-    Signed,
     Survivors,
 )
-from privfm.secagg.ring import lift
-from privfm.secagg.shamir import recover
+from privfm.secagg.recovery import Recovery, unmask_totals
 from privfm.secagg.spec import RoundSpec
 from privfm.secagg.stages import Stage
-from privfm.secagg.upload import add_upload
+from privfm.secagg.summing import RunningSum
 
 __all__ = [
     "Advertised",
@@ -193,7 +189,7 @@ def share(state: Advertised, messages: Mapping[str, bytes]) -> tuple[Shared, dic
     return Shared(spec, context1, packages, dealings, state.faults + faults, state.channel_seed), outgoing
 
 
-class MaskedSum:
+class MaskedSum(RunningSum[None, tuple[Masked, dict[str, bytes]]]):
     """Adds masked vectors as they arrive; memory does not grow with their number.
 
     Args:
@@ -202,39 +198,18 @@ class MaskedSum:
     """
 
     def __init__(self, state: Shared, *, threads: int = 1) -> None:
+        super().__init__(Stage.MASK, state.spec.vectors, threads)
         self._state = state
-        self._threads = threads
-        self._totals = tuple(np.zeros(vector.length, np.uint32) for vector in state.spec.vectors)
-        self._names: list[str] = []
-        self._faults: list[Fault] = []
-        self._closed = False
 
-    def add(self, name: str, message: bytes | memoryview) -> None:
-        """Add one hospital's upload; record a fault if it does not hold, or if it is its second."""
+    def _read(self, name: str, message: bytes | memoryview) -> tuple[None, bytes | memoryview, bytes]:
         state = self._state
-        if self._closed:
-            raise ValueError(f"name={name!r}: the sum is closed")
-        try:
-            if name not in state.dealings or name in self._names:
-                raise ProtocolError("no upload is expected")
-            shared = exchange(state.channel_seed, state.packages[name].channel_key)
-            add_upload(
-                state.spec.vectors, message, keys.tag_key(shared, state.context1, name), self._totals, self._threads
-            )
-        except ProtocolError as error:
-            self._faults.append(Fault((name,), Stage.MASK, str(error)))
-        else:
-            self._names.append(name)
+        if name not in state.dealings:
+            raise ProtocolError("no upload is expected")
+        shared = exchange(state.channel_seed, state.packages[name].channel_key)
+        return None, message, keys.tag_key(shared, state.context1, name)
 
-    def close(self) -> tuple[Masked, dict[str, bytes]]:
-        """Freeze the survivors: those whose vectors were added.
-
-        Raises:
-            ProtocolError: fewer than the threshold are left.
-        """
-        self._closed = True
-        faults = (*self._state.faults, *self._faults)
-        survivors = tuple(sorted(self._names))
+    def _freeze(self, added: Mapping[str, None], faults: Faults) -> tuple[Masked, dict[str, bytes]]:
+        survivors, faults = tuple(added), self._state.faults + faults
         require(Stage.MASK, self._state.spec, survivors, faults)
         masked = Masked(self._state, survivors, self._totals, faults)
         return masked, dict.fromkeys(survivors, Survivors(survivors).encode())
@@ -248,10 +223,7 @@ def mask(
     Raises:
         ProtocolError: fewer than the threshold are left.
     """
-    total = MaskedSum(state, threads=threads)
-    for name, message in messages.items():
-        total.add(name, message)
-    return total.close()
+    return MaskedSum(state, threads=threads).add_all(messages)
 
 
 def agree(state: Masked, messages: Mapping[str, bytes]) -> tuple[Agreed, dict[str, bytes]]:
@@ -278,90 +250,26 @@ def unmask(state: Agreed, messages: Mapping[str, bytes], *, threads: int = 1) ->
         ProtocolError: fewer than the threshold opened good shares, or a hospital dealt shares of no seed.
     """
     masked, shared = state.masked, state.masked.shared
-    spec = shared.spec
+    recovery = Recovery(
+        context1=shared.context1,
+        vectors=shared.spec.vectors,
+        packages=shared.packages,
+        dealings={name: dealing.body for name, dealing in shared.dealings.items()},
+        survivors=frozenset(masked.survivors),
+        points={name: point for point, name in enumerate(shared.packages, start=1)},
+        threshold=shared.spec.threshold,
+    )
 
     def read(name: str, data: bytes) -> Reveal:
-        reveal = read_signed(Reveal, name, data, spec, masked.context2).body
-        _check_openings(masked, reveal)
+        reveal = read_signed(Reveal, name, data, shared.spec, masked.context2).body
+        recovery.check_openings(reveal, tuple(shared.dealings))
         return reveal
 
     reveals, faults = collect(Stage.UNMASK, messages, tuple(state.agreements), read)
     faults = state.faults + faults
-    require(Stage.UNMASK, spec, reveals, faults)
-    masks = _masks_in_total(masked, _recover_seeds(masked, reveals))
-    sums = unmask_totals(spec, masked.totals, masks, threads)
+    require(Stage.UNMASK, shared.spec, reveals, faults)
+    dropped = set(shared.dealings) - set(masked.survivors)
+    masks = recovery.masks_in_total(reveals, dict.fromkeys(dropped, masked.survivors))
+    sums = unmask_totals(shared.spec.vectors, masked.totals, masks, threads)
     transcript = keys.transcript_hash(masked.context2, shared.dealings.values(), state.agreements.values())
     return Outcome(sums, masked.survivors, transcript, faults)
-
-
-def _check_openings(masked: Masked, reveal: Reveal) -> None:
-    shared = masked.shared
-    expected = [(dealer, _seed_to_open(masked, dealer)) for dealer in shared.dealings]
-    if [(opening.dealer, opening.seed) for opening in reveal.openings] != expected:
-        raise ProtocolError("opens other shares than it was asked for")
-    place = list(shared.packages).index(reveal.sender)
-    for opening in reveal.openings:
-        committed = shared.dealings[opening.dealer].body.holders[place].of(opening.seed)
-        if opening.share.commitment(shared.context1, opening.dealer, reveal.sender, opening.seed) != committed:
-            raise ProtocolError(f"returns another share than {opening.dealer} dealt")
-
-
-def _seed_to_open(masked: Masked, dealer: str) -> Seed:
-    return Seed.SELF_MASK if dealer in masked.survivors else Seed.MASK_KEY
-
-
-def _recover_seeds(masked: Masked, reveals: Mapping[str, Reveal]) -> dict[str, bytes]:
-    points = {name: point for point, name in enumerate(masked.shared.packages, start=1)}
-    seeds = {}
-    for place, dealer in enumerate(masked.shared.dealings):
-        shares = {points[name]: reveal.openings[place].share.value for name, reveal in reveals.items()}
-        seed = recover(shares, masked.shared.spec.threshold)
-        if seed is None or not _is_seed_of(masked, dealer, seed):
-            raise ProtocolError(f"{dealer} dealt shares that do not make the seed it committed to", (dealer,))
-        seeds[dealer] = seed
-    return seeds
-
-
-def _is_seed_of(masked: Masked, dealer: str, seed: bytes) -> bool:
-    shared = masked.shared
-    if _seed_to_open(masked, dealer) is Seed.MASK_KEY:
-        return public_key(seed) == shared.packages[dealer].mask_key
-    return keys.seed_commitment(shared.context1, dealer, seed) == shared.dealings[dealer].body.self_seed
-
-
-def _masks_in_total(masked: Masked, seeds: Mapping[str, bytes]) -> list[list[Mask]]:
-    """For each vector, every mask that does not cancel in the total."""
-    shared, vectors = masked.shared, masked.shared.spec.vectors
-    by_party = []
-    for dealer, seed in seeds.items():
-        if dealer in masked.survivors:
-            by_party.append(keys.self_masks(seed, shared.context1, dealer, vectors))
-            continue
-        secrets = exchanges(seed, (shared.packages[survivor].mask_key for survivor in masked.survivors))
-        for survivor, secret in zip(masked.survivors, secrets, strict=True):
-            by_party.append(keys.pair_masks(secret, shared.context1, survivor, dealer, vectors))
-    return [list(masks) for masks in zip(*by_party, strict=True)]
-
-
-def unmask_totals(
-    spec: RoundSpec, totals: Sequence[UInt32[np.ndarray, " _"]], masks: Sequence[Sequence[Mask]], threads: int
-) -> tuple[Int32[np.ndarray, " _"], ...]:
-    """Each total without its masks, as signed numbers. The totals stay as they are."""
-    return tuple(
-        _unmasked(total, vector_masks, vector.ring_bits, threads)
-        for vector, total, vector_masks in zip(spec.vectors, totals, masks, strict=True)
-    )
-
-
-def _unmasked(
-    total: UInt32[np.ndarray, " d"], masks: Sequence[Mask], ring_bits: int, threads: int
-) -> Int32[np.ndarray, " d"]:
-    result = np.empty(len(total), np.int32)
-    removal = [mask.negated() for mask in masks]
-
-    def take_off(start: int, stop: int) -> None:
-        for piece, words in masked_pieces(total, removal, start, stop):
-            lift(words, ring_bits, result[piece])
-
-    spread(len(total), threads, take_off)
-    return result

@@ -17,7 +17,8 @@ from rounds import identity, make_rig
 
 from privfm.errors import ProtocolError
 from privfm.secagg import ClientPolicy, Stage, client, keys, largest_max_corrupt
-from privfm.secagg.messages import Agreement, Agreements, Reveal, Signed, Survivors
+from privfm.secagg.framing import Signed
+from privfm.secagg.messages import Agreement, Agreements, Reveal, Survivors
 from privfm.secagg.shamir import evaluate, weights_at_zero
 
 GROUPS = [(3, 1), (4, 1), (5, 1), (5, 2)]
@@ -159,7 +160,7 @@ def test_seeds_of_one_round_open_nothing_in_another() -> None:
     assert known.isdisjoint(later.known_masks([]))
     for name in everybody:
         state = second.before[Stage.MASK][name]
-        used = {mask.key for mask in client._masks(state, [peer for peer in everybody if peer != name])[0]}
+        used = {mask.key for mask in state.masks([peer for peer in everybody if peer != name])[0]}
         assert known.isdisjoint(used)
     # Not even with the very same seeds, as if a hospital's entropy had repeated itself.
     shared = first.before[Stage.MASK]["h03"]

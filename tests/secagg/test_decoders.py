@@ -13,17 +13,8 @@ from rounds import make_rig
 
 from privfm.secagg import Stage, VectorSpec
 from privfm.secagg.encoding import MessageError
-from privfm.secagg.messages import (
-    Agreement,
-    Agreements,
-    Cohort,
-    Deal,
-    Deliveries,
-    KeyPackage,
-    Reveal,
-    Signed,
-    Survivors,
-)
+from privfm.secagg.framing import Signed
+from privfm.secagg.messages import Agreement, Agreements, Cohort, Deal, Deliveries, KeyPackage, Reveal, Survivors
 from privfm.secagg.shamir import PRIME
 from privfm.secagg.upload import add_upload
 

@@ -28,14 +28,14 @@ ATTACKS = [
     (hostile.ShowsTwoCohorts, EVERYBODY[1:], "did not deal to this cohort|is no peer in this cohort"),
     (hostile.SwapsBoxes, ("h01",), "not the one it signed for h01"),
     (hostile.RepeatsADealing, EVERYBODY, "do not ascend"),
-    (hostile.TooFewSharers, EVERYBODY, "3 sharers, this hospital answers for 4"),
+    (hostile.TooFewSharers, EVERYBODY, "3 sharers, need 4"),
     (hostile.MixesAgreements, EVERYBODY, "signature over the agree message does not verify"),
     (hostile.ShowsTwoSurvivorSets, EVERYBODY, "2 signed for these survivors|asked to agree that it dropped out"),
     (hostile.SaysTheReaderLeft, EVERYBODY, "is asked to agree that it dropped out"),
-    (hostile.TooFewSurvivors, ("h00", "h01", "h02"), "3 survivors, this hospital answers for 4"),
+    (hostile.TooFewSurvivors, ("h00", "h01", "h02"), "3 survivors, need 4"),
     (hostile.RepeatsASurvivor, ("h00", "h01", "h02"), "do not ascend"),
     (hostile.AsksForOneWhoNeverShared, ("h00", "h01", "h02", "h03"), "h04 did not share"),
-    (hostile.TooFewAgreements, EVERYBODY, "3 signed for these survivors, the threshold is 4"),
+    (hostile.TooFewAgreements, EVERYBODY, "3 signed for these survivors, need 4"),
     (hostile.RepeatsAnAgreement, EVERYBODY, "do not ascend"),
     (hostile.ReplaysAgreements, EVERYBODY, "signature over the agree message does not verify"),
     (hostile.ShowsTwoKeys, EVERYBODY, "signature over the share message does not verify"),
@@ -197,7 +197,7 @@ def test_a_minimum_above_the_threshold_binds_the_survivors() -> None:
             return super().survivors({name: data for name, data in uploads.items() if name != "h04"})
 
     story = play(LosesOne(rig), hospitals_of(rig))
-    assert "4 survivors, this hospital answers for 5" in str(story.refusals["h00"])
+    assert "4 survivors, need 5" in str(story.refusals["h00"])
     assert Stage.UNMASK not in story.sent or opened(story) == {}
 
 

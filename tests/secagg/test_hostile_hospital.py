@@ -13,7 +13,8 @@ from rounds import Coordinator, Hospital, Mail, Rig, entropy, hospitals_of, iden
 from privfm.errors import ProtocolError
 from privfm.secagg import COORDINATOR, Client, Identity, Stage, server
 from privfm.secagg.exchange import public_key
-from privfm.secagg.messages import Cohort, KeyPackage, Signed
+from privfm.secagg.framing import Signed
+from privfm.secagg.messages import Cohort, KeyPackage
 
 LIAR = "h01"
 OTHERS = ("h00", "h02", "h03", "h04")

@@ -9,6 +9,7 @@ from rounds import entropy, identity, make_rig
 
 from privfm.secagg import Stage, VectorSpec
 from privfm.secagg.exchange import derive, exchange, exchanges, public_key
+from privfm.secagg.framing import Signed
 from privfm.secagg.keys import (
     channel_key,
     cohort_context,
@@ -19,7 +20,7 @@ from privfm.secagg.keys import (
     tag_key,
     transcript_hash,
 )
-from privfm.secagg.messages import Agreement, Dealing, KeyPackage, Seed, Share, Signed
+from privfm.secagg.messages import Agreement, Dealing, KeyPackage, Seed, Share
 
 VECTORS = [VectorSpec("a", 9, 1.0, levels=3), VectorSpec("b", 9, 1.0, levels=3), VectorSpec("c", 8, 1.0, levels=3)]
 CONTEXTS = (bytes(32), entropy("context"))

@@ -20,7 +20,8 @@ from privfm.errors import ProtocolError
 from privfm.secagg import COORDINATOR, ClientPolicy, LedgerMark, Neighbours, run_round
 from privfm.secagg.encoding import MessageError, Reader, Writer
 from privfm.secagg.exchange import public_key
-from privfm.secagg.messages import Agreement, Deal, KeyPackage, Message, Reveal, Seed, Signed, SignedBody, Survivors
+from privfm.secagg.framing import Message, Signed, SignedBody
+from privfm.secagg.messages import Agreement, Deal, KeyPackage, Reveal, Seed, Survivors
 from privfm.secagg.server import advertise
 from privfm.secagg.sparse import check_policy, choose_neighbours, client, run_sparse_round, server, smallest_group
 from privfm.secagg.sparse.client import sparse_context
@@ -391,9 +392,9 @@ ATTACKS = [
     (DropsEveryNeighbour, "survivors, need|of the neighbours drawn survived"),
     (TooFewSurvivors, "survivors, need 11"),
     (OmitsTheReader, "asked to agree that it dropped out"),
-    (TooFewAgreements, "2 of the neighbours drawn agreed"),
+    (TooFewAgreements, "2 signed for these survivors, need 3"),
     (RepeatsAnAgreement, "do not ascend"),
-    (AgreementsOfOthers, "holds no share of"),
+    (AgreementsOfOthers, "does not wait for the agreement of"),
     (ForgesAgreements, "agree message does not verify"),
     (NoMaskings, "did not sign that it masked with"),
     (ForgesMaskings, "mask message does not verify"),
@@ -567,7 +568,7 @@ def test_a_hospital_whose_neighbours_did_not_survive_does_not_agree() -> None:
 def test_a_sum_that_some_neighbourhood_cannot_open_names_whose() -> None:
     rig = loose_rig()
     silent = dict.fromkeys(("h07", "h08", "h09", "h10", "h11"), SparseStage.UNMASK)
-    with pytest.raises(ProtocolError, match=r"neighbours of h\d\d answered, need 6"):
+    with pytest.raises(ProtocolError, match=r"opened their shares of h\d\d, need 6"):
         run_sparse_round(rig.spec, rig.parties(), entropy=entropy("c"), leaves=silent)
 
 
@@ -705,7 +706,7 @@ def test_shares_of_another_seed_are_blamed_on_their_dealer(stays: bool) -> None:
     def edit(at: SparseStage, name: str, sent: bytes) -> bytes:
         if (at, name) != (SparseStage.SHARE, LIAR):
             return sent
-        state = story_states[LIAR].before
+        state = honest.before[SparseStage.SHARE][LIAR]
         dishonest = replace(state, before=replace(state.before, mask_seed=entropy("another")))
         _, lie = client.share(dishonest, story_mail, seen={})
         deal = Deal.decode(lie)
@@ -713,7 +714,6 @@ def test_shares_of_another_seed_are_blamed_on_their_dealer(stays: bool) -> None:
         return replace(deal, dealing=Signed.by(identity(LIAR), state.context1, body)).encode()
 
     honest = play_sparse(SparseCoordinator(rig))
-    story_states = {LIAR: honest.before[SparseStage.MASK][LIAR]}
     story_mail = honest.mail[SparseStage.SHARE][LIAR]
     story = play_sparse(coordinator, edit=edit, leaves={} if stays else {LIAR: SparseStage.MASK})
     assert story.failure is not None

@@ -66,7 +66,7 @@ class Coalition:
         rows = []
         for name in self.honest:
             peers = [peer for peer in self.masked[name].dealings if peer != name]
-            masks = client._masks(self.shared[name], peers)[0]
+            masks = self.shared[name].masks(peers)[0]
             rows.append(
                 tuple(
                     (numbers.setdefault(mask.key, len(numbers)), mask.sign) for mask in masks if mask.key not in known

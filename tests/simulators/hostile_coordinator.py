@@ -10,17 +10,8 @@ from rounds import Coordinator, Hospital, Mail, Rig, entropy, hospitals_of, iden
 
 from privfm.secagg import LedgerMark
 from privfm.secagg.exchange import public_key
-from privfm.secagg.messages import (
-    Agreement,
-    Agreements,
-    Cohort,
-    Deal,
-    Deliveries,
-    Delivery,
-    KeyPackage,
-    Signed,
-    Survivors,
-)
+from privfm.secagg.framing import Signed
+from privfm.secagg.messages import Agreement, Agreements, Cohort, Deal, Deliveries, Delivery, KeyPackage, Survivors
 
 Packages = tuple[Signed[KeyPackage], ...]
 

@@ -10,7 +10,8 @@ from rounds import Hospital, entropy, identity, mark_of
 from privfm.secagg import LedgerMark, client, keys
 from privfm.secagg.encoding import Writer, digest
 from privfm.secagg.exchange import exchange, seal_box
-from privfm.secagg.messages import Cohort, Deal, Dealing, KeyPackage, Opening, Reveal, Seed, Share, Signed
+from privfm.secagg.framing import Signed
+from privfm.secagg.messages import Cohort, Deal, Dealing, KeyPackage, Opening, Reveal, Seed, Share
 
 
 class Stepping(Hospital):

@@ -7,7 +7,8 @@ from collections import Counter
 from rounds import Story
 
 from privfm.secagg import Stage
-from privfm.secagg.messages import Reveal, Seed, Signed
+from privfm.secagg.framing import Signed
+from privfm.secagg.messages import Reveal, Seed
 
 
 def opened(story: Story) -> Counter[tuple[str, Seed]]:

@@ -17,8 +17,9 @@ from rounds import Rig, entropy, identity, make_rig, mark_of
 
 from privfm.secagg import ClientPolicy, Stage, VectorSpec, fingerprint, keys, quantise
 from privfm.secagg.exchange import exchange, public_key, seal_box
+from privfm.secagg.framing import Signed
 from privfm.secagg.masks import Mask, masked_pieces
-from privfm.secagg.messages import KeyPackage, Signed
+from privfm.secagg.messages import KeyPackage
 from privfm.secagg.ring import pack, packed_bytes
 from privfm.secagg.shamir import COEFFICIENT_BYTES, PRIME, split
 

@@ -22,39 +22,30 @@ import numpy as np
 from jaxtyping import Int32
 
 from privfm.errors import ProtocolError
-from privfm.secagg import keys
-from privfm.secagg.client import Ready, check_keys, check_marks, new_keys
 from privfm.secagg.curves import check_x25519
-from privfm.secagg.dealing import Dealer, Held, check_delivery, open_delivery
+from privfm.secagg.dealing import Held, check_delivery
 from privfm.secagg.encoding import Writer, digest
-from privfm.secagg.exchange import derive, exchange, exchanges
-from privfm.secagg.masks import Mask
-from privfm.secagg.messages import (
-    Agreement,
-    Dealing,
-    Delivery,
-    KeyPackage,
-    Opening,
-    Reveal,
-    Seed,
-    Signed,
-    Survivors,
-)
+from privfm.secagg.exchange import derive
+from privfm.secagg.framing import Signed
+from privfm.secagg.messages import Dealing, Delivery, KeyPackage, Survivors
 from privfm.secagg.roster import COORDINATOR
 from privfm.secagg.sparse.merkle import check_proof
-from privfm.secagg.sparse.messages import (
-    Anchor,
-    Choice,
-    Evidence,
-    Leaf,
-    Masking,
-    Neighbourhood,
-    SparseDeliveries,
-)
+from privfm.secagg.sparse.messages import Anchor, Choice, Evidence, Leaf, Masking, Neighbourhood, SparseDeliveries
 from privfm.secagg.sparse.parameters import check_policy
 from privfm.secagg.spec import LedgerMark, Neighbours, RoundSpec
 from privfm.secagg.stages import blaming, check_ascending
-from privfm.secagg.upload import masked_upload
+from privfm.secagg.steps import (
+    Finished,
+    Ready,
+    RoundKeys,
+    Sharing,
+    check_agreements,
+    check_enough,
+    check_keys,
+    check_marks,
+    reveal,
+    sign_survivors,
+)
 
 __all__ = [
     "Advertised",
@@ -74,14 +65,8 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Advertised:
+class Advertised(RoundKeys):
     """After advertise: waits for the root over all key packages."""
-
-    own: Ready
-    package: Signed[KeyPackage]
-    entropy: bytes = field(repr=False)
-    channel_seed: bytes = field(repr=False)
-    mask_seed: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -96,7 +81,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Shared:
+class Shared(Sharing):
     """After share: waits for what others dealt to it.
 
     Args:
@@ -104,15 +89,7 @@ class Shared:
         holders: those it drew that are there, to whom it dealt.
     """
 
-    before: Chosen
-    packages: Mapping[str, KeyPackage]
     holders: tuple[str, ...]
-    self_seed: bytes = field(repr=False)
-
-    @property
-    def marks(self) -> dict[str, LedgerMark]:
-        """Where the ledgers of its neighbours stand, signed: keep the highest."""
-        return {name: package.mark for name, package in self.packages.items()}
 
 
 @dataclass(frozen=True)
@@ -135,18 +112,6 @@ class Agreed:
     survivors: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Finished:
-    """After unmask: nothing secret is left.
-
-    Args:
-        transcript: context2, over the parameters, every key package and the survivors.
-    """
-
-    survivors: tuple[str, ...]
-    transcript: bytes
-
-
 def sparse_context(context0: bytes, root: bytes) -> bytes:
     """context1 of a sparse graph: the round and the root over its key packages."""
     return digest("sparse context1", context0, root)
@@ -162,8 +127,8 @@ def advertise(
     """
     state.spec.check_graph(sparse=True)
     check_policy(state.policy, state.spec.size, neighbours_of(state.spec))
-    new = new_keys(state, mark, answered, entropy)
-    return Advertised(state, new.package, entropy, new.channel_seed, new.mask_seed), new.package.encode()
+    advertised = Advertised.fresh(state, mark, answered, entropy)
+    return advertised, advertised.package.encode()
 
 
 def choose(state: Advertised, incoming: bytes) -> tuple[Chosen, bytes]:
@@ -203,19 +168,26 @@ def share(state: Chosen, incoming: bytes, *, seen: Mapping[str, LedgerMark]) -> 
     Raises:
         ProtocolError: a package is not in the tree or not sound, or too few of those drawn are there.
     """
-    own, advertised, threshold = state.before.own, state.before, neighbours_of(state.before.own.spec).threshold
+    advertised, own, threshold = state.before, state.before.own, neighbours_of(state.before.own.spec).threshold
     with blaming(COORDINATOR, doing="neighbourhood"):
         packages = _check_leaves(state, Neighbourhood.decode(incoming).leaves)
         holders = tuple(name for name in state.drawn if name in packages)
-        _check_enough(len(holders), threshold, "of the neighbours drawn are there")
+        check_enough(len(holders), threshold, "of the neighbours drawn are there")
     check_keys({**packages, own.name: advertised.package.body})
     check_marks(packages, seen)
-    self_seed = derive(advertised.entropy, state.context1, "self-seed", own.name)
-    dealer = Dealer(
-        own.identity, state.context1, advertised.entropy, advertised.channel_seed, advertised.mask_seed, self_seed
+    points = {name: own.spec.cohort.index(name) + 1 for name in holders}
+    deal, _ = advertised.deal(state.context1, points, threshold, packages)
+    shared = Shared(
+        own=own,
+        context1=state.context1,
+        coordinator_key=state.coordinator_key,
+        packages=packages,
+        channel_seed=advertised.channel_seed,
+        mask_seed=advertised.mask_seed,
+        self_seed=advertised.self_seed(state.context1),
+        holders=holders,
     )
-    held = dealer.split({name: own.spec.cohort.index(name) + 1 for name in holders}, threshold)
-    return Shared(state, packages, holders, self_seed), dealer.deal(held, packages).encode()
+    return shared, deal.encode()
 
 
 def _check_leaves(state: Chosen, leaves: Sequence[Leaf]) -> dict[str, KeyPackage]:
@@ -249,8 +221,7 @@ def mask(
         ProtocolError: too few of those it drew dealt, or a share is not as committed to.
         ValueError: a vector does not fit its spec.
     """
-    chosen, own = state.before, state.before.before.own
-    spec, context1, channel_seed = own.spec, state.before.context1, state.before.before.channel_seed
+    own = state.own
     with blaming(COORDINATOR, doing="deliveries"):
         deliveries = SparseDeliveries.decode(incoming)
         check_ascending([delivery.dealing.body.sender for delivery in deliveries.items])
@@ -259,38 +230,20 @@ def mask(
         check_ascending(deliveries.sharers)
         if not set(deliveries.sharers) <= set(state.holders):
             raise ProtocolError("sharers that this hospital did not draw")
-        _check_enough(len(deliveries.sharers), neighbours_of(spec).threshold, "of the neighbours drawn dealt")
+        check_enough(len(deliveries.sharers), neighbours_of(own.spec).threshold, "of the neighbours drawn dealt")
+    held = state.open(deliveries.items)
+    peers = tuple(sorted({*held, *deliveries.sharers}))
+    masking = Signed.by(own.identity, state.context1, Masking(own.name, peers))
+    upload = state.upload(peers, vectors, threads, prefix=bytes(Writer().blob(masking.encode())))
     dealings = {delivery.dealing.body.sender: delivery.dealing for delivery in deliveries.items}
-    secrets = exchanges(channel_seed, (state.packages[dealer].channel_key for dealer in dealings))
-    held = {
-        dealer: open_delivery(delivery, secret, context1, own.name)
-        for dealer, delivery, secret in zip(dealings, deliveries.items, secrets, strict=True)
-    }
-    if len(vectors) != len(spec.vectors):
-        raise ValueError(f"vectors={len(vectors)}: the round has {len(spec.vectors)}")
-    peers = tuple(sorted({*dealings, *deliveries.sharers}))
-    masking = Signed.by(own.identity, context1, Masking(own.name, peers))
-    tag_key = keys.tag_key(exchange(channel_seed, chosen.coordinator_key), context1, own.name)
-    prefix = bytes(Writer().blob(masking.encode()))
-    upload = masked_upload(spec.vectors, vectors, _masks(state, peers), tag_key, threads, prefix=prefix)
-    return Masked(own, context1, deliveries.sharers, dealings, held=held), upload
+    return Masked(own, state.context1, deliveries.sharers, dealings, held=held), upload
 
 
 def _check_delivery(state: Shared, delivery: Delivery) -> None:
-    own, dealer = state.before.before.own, delivery.dealing.body.sender
+    dealer = delivery.dealing.body.sender
     if dealer not in state.packages:
         raise ProtocolError(f"{dealer} is no neighbour")
-    check_delivery(delivery, own.spec.roster.key_of(dealer), state.before.context1, own.name)
-
-
-def _masks(state: Shared, peers: Sequence[str]) -> list[list[Mask]]:
-    """For each vector, every mask that goes into it."""
-    own, context1, mask_seed = state.before.before.own, state.before.context1, state.before.before.mask_seed
-    by_party = [keys.self_masks(state.self_seed, context1, own.name, own.spec.vectors)]
-    secrets = exchanges(mask_seed, (state.packages[peer].mask_key for peer in peers))
-    for peer, secret in zip(peers, secrets, strict=True):
-        by_party.append(keys.pair_masks(secret, context1, own.name, peer, own.spec.vectors))
-    return [list(masks) for masks in zip(*by_party, strict=True)]
+    check_delivery(delivery, state.own.spec.roster.key_of(dealer), state.context1, state.own.name)
 
 
 def agree(state: Masked, incoming: bytes) -> tuple[Agreed, bytes]:
@@ -307,12 +260,11 @@ def agree(state: Masked, incoming: bytes) -> tuple[Agreed, bytes]:
             raise ProtocolError("survivors that were not invited")
         if own.name not in survivors:
             raise ProtocolError(f"{own.name} is asked to agree that it dropped out")
-        _check_enough(len(survivors), max(own.spec.threshold, own.policy.min_cohort), "survivors")
+        check_enough(len(survivors), max(own.spec.threshold, own.policy.min_cohort), "survivors")
         kept = len(set(state.sharers) & set(survivors))
-        _check_enough(kept, neighbours_of(own.spec).threshold, "of the neighbours drawn survived")
-    context2 = keys.survivors_context(state.context1, survivors)
-    agreement = Signed.by(own.identity, context2, Agreement(own.name))
-    return Agreed(state, context2, survivors), agreement.encode()
+        check_enough(kept, neighbours_of(own.spec).threshold, "of the neighbours drawn survived")
+    context2, agreement = sign_survivors(own, state.context1, survivors)
+    return Agreed(state, context2, survivors), agreement
 
 
 def unmask(state: Agreed, incoming: bytes) -> tuple[Finished, bytes]:
@@ -327,24 +279,14 @@ def unmask(state: Agreed, incoming: bytes) -> tuple[Finished, bytes]:
     masked, own = state.before, state.before.own
     with blaming(COORDINATOR, doing="evidence"):
         evidence = Evidence.decode(incoming)
-        _check_agreements(state, evidence.agreements)
+        threshold = neighbours_of(own.spec).threshold
+        check_agreements(own, state.context2, evidence.agreements, masked.sharers, threshold)
         peers = _check_maskings(masked, evidence.maskings)
         for dealer in set(state.survivors).intersection(masked.dealings):
             if own.name not in peers.get(dealer, ()):
                 raise ProtocolError(f"{dealer} did not sign that it masked with {own.name}")
-    openings = tuple(_opening(state, dealer) for dealer in masked.dealings)
-    reveal = Signed.by(own.identity, state.context2, Reveal(own.name, openings))
-    return Finished(state.survivors, state.context2), reveal.encode()
-
-
-def _check_agreements(state: Agreed, agreements: Sequence[Signed[Agreement]]) -> None:
-    own = state.before.own
-    check_ascending([agreement.body.sender for agreement in agreements])
-    for agreement in agreements:
-        if agreement.body.sender not in state.before.sharers:
-            raise ProtocolError(f"{agreement.body.sender} holds no share of {own.name}")
-        agreement.check(own.spec.roster.key_of(agreement.body.sender), state.context2)
-    _check_enough(len(agreements), neighbours_of(own.spec).threshold, "of the neighbours drawn agreed")
+    answer = reveal(own, state.context2, masked.held, state.survivors)
+    return Finished(state.survivors, state.context2), answer
 
 
 def _check_maskings(state: Masked, maskings: Sequence[Signed[Masking]]) -> dict[str, tuple[str, ...]]:
@@ -356,18 +298,8 @@ def _check_maskings(state: Masked, maskings: Sequence[Signed[Masking]]) -> dict[
     return {masking.body.sender: masking.body.peers for masking in maskings}
 
 
-def _opening(state: Agreed, dealer: str) -> Opening:
-    seed = Seed.SELF_MASK if dealer in state.survivors else Seed.MASK_KEY
-    return Opening(dealer, seed, state.before.held[dealer].of(seed))
-
-
 def neighbours_of(spec: RoundSpec) -> Neighbours:
     """The graph of a round that is known to have a sparse one."""
     if spec.neighbours is None:
         raise ValueError("neighbours=None: this round is for privfm.secagg")
     return spec.neighbours
-
-
-def _check_enough(count: int, needed: int, what: str) -> None:
-    if count < needed:
-        raise ProtocolError(f"{count} {what}, need {needed}")

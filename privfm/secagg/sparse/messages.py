@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from privfm.secagg.encoding import Reader, Writer
-from privfm.secagg.messages import (
-    COHORT_LIMIT,
-    MESSAGE_LIMIT,
-    Agreement,
-    Delivery,
-    Message,
-    Signed,
-    SignedBody,
-    read_signed_blob,
-)
+from privfm.secagg.framing import COHORT_LIMIT, MESSAGE_LIMIT, Message, Signed, SignedBody, read_signed_blob
+from privfm.secagg.messages import Agreement, Delivery
 from privfm.secagg.sparse.merkle import PROOF_LIMIT
 
 __all__ = ["Anchor", "Choice", "Evidence", "Leaf", "Masking", "Neighbourhood", "SparseDeliveries"]

@@ -11,38 +11,20 @@ from jaxtyping import UInt32
 
 from privfm.errors import ProtocolError
 from privfm.secagg import keys
-from privfm.secagg.collecting import Fault, Faults, check_signed, collect, read_signed, require
+from privfm.secagg.collecting import Faults, check_signed, collect, read_signed, require
 from privfm.secagg.dealing import check_boxes
 from privfm.secagg.encoding import Reader, check_bytes
-from privfm.secagg.exchange import exchange, exchanges, public_key
-from privfm.secagg.masks import Mask
-from privfm.secagg.messages import (
-    MESSAGE_LIMIT,
-    Agreement,
-    Deal,
-    Delivery,
-    KeyPackage,
-    Reveal,
-    Seed,
-    Signed,
-    Survivors,
-)
-from privfm.secagg.server import Outcome, collect_packages, unmask_totals
-from privfm.secagg.shamir import recover
+from privfm.secagg.exchange import exchange, public_key
+from privfm.secagg.framing import MESSAGE_LIMIT, Signed
+from privfm.secagg.messages import Agreement, Deal, Delivery, KeyPackage, Reveal, Survivors
+from privfm.secagg.recovery import Recovery, unmask_totals
+from privfm.secagg.server import Outcome, collect_packages
 from privfm.secagg.sparse.client import neighbours_of, sparse_context
 from privfm.secagg.sparse.merkle import Tree
-from privfm.secagg.sparse.messages import (
-    Anchor,
-    Choice,
-    Evidence,
-    Leaf,
-    Masking,
-    Neighbourhood,
-    SparseDeliveries,
-)
+from privfm.secagg.sparse.messages import Anchor, Choice, Evidence, Leaf, Masking, Neighbourhood, SparseDeliveries
 from privfm.secagg.spec import RoundSpec
 from privfm.secagg.stages import SparseStage
-from privfm.secagg.upload import add_upload
+from privfm.secagg.summing import RunningSum
 
 __all__ = [
     "Advertised",
@@ -209,7 +191,7 @@ def share(state: Chosen, messages: Mapping[str, bytes]) -> tuple[Shared, dict[st
     return Shared(state.before, deals, peers, faults), outgoing
 
 
-class MaskedSum:
+class MaskedSum(RunningSum[Signed[Masking], tuple[Masked, dict[str, bytes]]]):
     """Adds masked vectors as they arrive; memory does not grow with their number.
 
     Args:
@@ -218,49 +200,25 @@ class MaskedSum:
     """
 
     def __init__(self, state: Shared, *, threads: int = 1) -> None:
+        super().__init__(SparseStage.MASK, state.before.spec.vectors, threads)
         self._state = state
-        self._threads = threads
-        self._totals = tuple(np.zeros(vector.length, np.uint32) for vector in state.before.spec.vectors)
-        self._maskings: dict[str, Signed[Masking]] = {}
-        self._faults: list[Fault] = []
-        self._closed = False
 
-    def add(self, name: str, message: bytes | memoryview) -> None:
-        """Add one hospital's upload; record a fault if it does not hold, or if it is its second."""
-        if self._closed:
-            raise ValueError(f"name={name!r}: the sum is closed")
-        try:
-            self._maskings[name] = self._checked_and_added(name, message)
-        except ProtocolError as error:
-            self._faults.append(Fault((name,), SparseStage.MASK, str(error)))
-
-    def _checked_and_added(self, name: str, message: bytes | memoryview) -> Signed[Masking]:
+    def _read(self, name: str, message: bytes | memoryview) -> tuple[Signed[Masking], memoryview, bytes]:
         before = self._state.before
-        if name not in self._state.peers or name in self._maskings:
+        if name not in self._state.peers:
             raise ProtocolError("no upload is expected")
-        reader = Reader(message)
-        head = reader.blob(MESSAGE_LIMIT)
+        head = Reader(message).blob(MESSAGE_LIMIT)
         masking = read_signed(Masking, name, head, before.spec, before.context1)
         if masking.body.peers != self._state.peers[name]:
             raise ProtocolError("masked with others than its neighbours")
         shared = exchange(before.channel_seed, before.packages[name].body.channel_key)
-        tag_key = keys.tag_key(shared, before.context1, name)
-        upload = memoryview(message)[4 + len(head) :]
-        add_upload(before.spec.vectors, upload, tag_key, self._totals, self._threads)
-        return masking
+        return masking, memoryview(message)[4 + len(head) :], keys.tag_key(shared, before.context1, name)
 
-    def close(self) -> tuple[Masked, dict[str, bytes]]:
-        """Freeze the survivors: those whose vectors were added.
-
-        Raises:
-            ProtocolError: fewer than the threshold are left.
-        """
-        self._closed = True
-        faults = (*self._state.faults, *self._faults)
-        require(SparseStage.MASK, self._state.before.spec, self._maskings, faults)
-        maskings = dict(sorted(self._maskings.items()))
-        masked = Masked(self._state, maskings, self._totals, faults)
-        return masked, dict.fromkeys(maskings, Survivors(masked.survivors).encode())
+    def _freeze(self, added: Mapping[str, Signed[Masking]], faults: Faults) -> tuple[Masked, dict[str, bytes]]:
+        faults = self._state.faults + faults
+        require(SparseStage.MASK, self._state.before.spec, added, faults)
+        masked = Masked(self._state, added, self._totals, faults)
+        return masked, dict.fromkeys(added, Survivors(masked.survivors).encode())
 
 
 def mask(
@@ -271,10 +229,7 @@ def mask(
     Raises:
         ProtocolError: fewer than the threshold are left.
     """
-    total = MaskedSum(state, threads=threads)
-    for name, message in messages.items():
-        total.add(name, message)
-    return total.close()
+    return MaskedSum(state, threads=threads).add_all(messages)
 
 
 def agree(state: Masked, messages: Mapping[str, bytes]) -> tuple[Agreed, dict[str, bytes]]:
@@ -323,72 +278,35 @@ def unmask(state: Agreed, messages: Mapping[str, bytes], *, threads: int = 1) ->
     Raises:
         ProtocolError: around some hospital too few opened good shares, or a hospital dealt shares of no seed.
     """
-    masked, before = state.masked, state.masked.shared.before
-    dealers = _dealers_to(masked)
+    masked, before, dealers = state.masked, state.masked.shared.before, _dealers_to(state.masked)
+    recovery = Recovery(
+        context1=before.context1,
+        vectors=before.spec.vectors,
+        packages={name: package.body for name, package in before.packages.items()},
+        dealings={name: deal.dealing.body for name, deal in masked.shared.deals.items()},
+        survivors=frozenset(masked.survivors),
+        points={name: point for point, name in enumerate(before.spec.cohort, start=1)},
+        threshold=neighbours_of(before.spec).threshold,
+    )
 
     def read(name: str, data: bytes) -> Reveal:
         reveal = read_signed(Reveal, name, data, before.spec, masked.context2).body
-        _check_openings(masked, reveal, dealers[name])
+        recovery.check_openings(reveal, dealers[name])
         return reveal
 
     reveals, faults = collect(SparseStage.UNMASK, messages, state.asked, read)
     faults = state.faults + faults
     require(SparseStage.UNMASK, before.spec, reveals, faults)
-    sums = unmask_totals(before.spec, masked.totals, _masks_in_total(masked, reveals), threads)
+    masks = recovery.masks_in_total(reveals, _dropped_peers(masked))
+    sums = unmask_totals(before.spec.vectors, masked.totals, masks, threads)
     return Outcome(sums, masked.survivors, masked.context2, faults)
 
 
-def _check_openings(masked: Masked, reveal: Reveal, dealers: list[str]) -> None:
-    expected = [(dealer, _seed_to_open(masked, dealer)) for dealer in dealers]
-    if [(opening.dealer, opening.seed) for opening in reveal.openings] != expected:
-        raise ProtocolError("opens other shares than it was asked for")
-    context1 = masked.shared.before.context1
-    for opening in reveal.openings:
-        committed = masked.shared.deals[opening.dealer].dealing.body.to(reveal.sender).of(opening.seed)
-        if opening.share.commitment(context1, opening.dealer, reveal.sender, opening.seed) != committed:
-            raise ProtocolError(f"returns another share than {opening.dealer} dealt")
-
-
-def _seed_to_open(masked: Masked, dealer: str) -> Seed:
-    return Seed.SELF_MASK if dealer in masked.maskings else Seed.MASK_KEY
-
-
-def _masks_in_total(masked: Masked, reveals: Mapping[str, Reveal]) -> list[list[Mask]]:
-    """For each vector, every mask that does not cancel in the total."""
-    before = masked.shared.before
-    spec, context1 = before.spec, before.context1
-    points = {name: point for point, name in enumerate(spec.cohort, start=1)}
-    shares: defaultdict[str, dict[int, bytes]] = defaultdict(dict)
-    for name, reveal in reveals.items():
-        for opening in reveal.openings:
-            shares[opening.dealer][points[name]] = opening.share.value
+def _dropped_peers(masked: Masked) -> dict[str, list[str]]:
+    """By hospital that dropped out, the survivors that masked with it."""
     masked_with: defaultdict[str, list[str]] = defaultdict(list)
     for survivor, masking in masked.maskings.items():
         for peer in masking.body.peers:
-            masked_with[peer].append(survivor)
-    by_party = []
-    for survivor in masked.survivors:
-        seed = _recover(masked, survivor, shares[survivor])
-        by_party.append(keys.self_masks(seed, context1, survivor, spec.vectors))
-    for dropped in sorted(set(masked_with) - set(masked.survivors)):
-        seed = _recover(masked, dropped, shares[dropped])
-        secrets = exchanges(seed, (before.packages[survivor].body.mask_key for survivor in masked_with[dropped]))
-        for survivor, secret in zip(masked_with[dropped], secrets, strict=True):
-            by_party.append(keys.pair_masks(secret, context1, survivor, dropped, spec.vectors))
-    return [list(masks) for masks in zip(*by_party, strict=True)]
-
-
-def _recover(masked: Masked, dealer: str, shares: Mapping[int, bytes]) -> bytes:
-    before, threshold = masked.shared.before, neighbours_of(masked.shared.before.spec).threshold
-    if len(shares) < threshold:
-        raise ProtocolError(f"unmask: {len(shares)} neighbours of {dealer} answered, need {threshold}")
-    seed = recover(shares, threshold)
-    if seed is not None:
-        if _seed_to_open(masked, dealer) is Seed.MASK_KEY:
-            sound = public_key(seed) == before.packages[dealer].body.mask_key
-        else:
-            committed = masked.shared.deals[dealer].dealing.body.self_seed
-            sound = keys.seed_commitment(before.context1, dealer, seed) == committed
-        if sound:
-            return seed
-    raise ProtocolError(f"{dealer} dealt shares that do not make the seed it committed to", (dealer,))
+            if peer not in masked.maskings:
+                masked_with[peer].append(survivor)
+    return masked_with
