@@ -14,17 +14,18 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from privfm.errors import InputError, ProtocolError
 from privfm.secagg.encoding import MessageError, Reader, Writer, check_bytes, check_name, digest, signed_bytes
 
-__all__ = ["KEY_BYTES", "SALT_BYTES", "SIGNATURE_BYTES", "Identity", "fingerprint", "verify"]
+__all__ = ["IDENTITY_LIMIT", "KEY_BYTES", "SALT_BYTES", "SIGNATURE_BYTES", "Identity", "fingerprint", "verify"]
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 SALT_BYTES = 16
+IDENTITY_LIMIT = 4096
+"""Most bytes of an identity file."""
 
 _BEGIN, _END = "-----BEGIN PRIVFM IDENTITY-----", "-----END PRIVFM IDENTITY-----"
 _VERSION, _CLEAR, _SCRYPT = 1, 0, 1
 _SCRYPT_LOG2_N = 17  # 128 MiB and about half a second for each guess at a passphrase
 _SCRYPT_MEMORY = 2**28
-_FILE_LIMIT = 4096
 
 
 class Identity:
@@ -88,6 +89,20 @@ class Identity:
         except (MessageError, binascii.Error, UnicodeDecodeError) as error:
             raise InputError("identity file is damaged or of another kind: restore it, or make a new key") from error
 
+    @staticmethod
+    def is_sealed(pem: bytes) -> bool:
+        """Whether `from_pem` needs a passphrase; False also for what is no identity file."""
+        try:
+            reader = Reader(_armoured(pem))
+            return reader.u8() == _VERSION and bool(reader.name()) and reader.u8() == _SCRYPT
+        except (MessageError, binascii.Error, UnicodeDecodeError):
+            return False
+
+    @staticmethod
+    def is_file(data: bytes) -> bool:
+        """Whether `data` claims to be an identity file."""
+        return data.lstrip().startswith(_BEGIN.encode("ascii"))
+
     @classmethod
     def _from_body(cls, body: bytes, passphrase: bytes | None) -> Identity:
         reader = Reader(body)
@@ -106,7 +121,9 @@ class Identity:
 
 
 def _armoured(pem: bytes) -> bytes:
-    lines = pem[:_FILE_LIMIT].decode("ascii").split()
+    if len(pem) > IDENTITY_LIMIT:
+        raise MessageError(f"longer than {IDENTITY_LIMIT} bytes")
+    lines = pem.decode("ascii").split()
     text = " ".join(lines)
     if not (text.startswith(_BEGIN) and text.endswith(_END)):
         raise MessageError("no armour")

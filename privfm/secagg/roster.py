@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from privfm.errors import InputError
+from privfm.errors import InputError, VerificationError
 from privfm.secagg.curves import check_ed25519
+from privfm.secagg.documents import parse_document, unhex, write_document
 from privfm.secagg.encoding import MessageError, Writer, check_bytes, check_name, digest
 from privfm.secagg.identity import fingerprint
 
-__all__ = ["COORDINATOR", "Member", "Roster", "check_successor", "roster_diff"]
+__all__ = ["COORDINATOR", "ROSTER_LIMIT", "Member", "Roster", "check_successor", "roster_diff"]
 
 COORDINATOR = "coordinator"
+ROSTER_LIMIT = 2**24
+"""Most bytes of a roster's file: 10,000 members and as many revoked keys take a tenth of it."""
+
 _FORMAT = "privfm roster 1"
-_FIELDS = {"format": str, "federation": str, "version": int, "previous": str, "members": dict, "revoked": list}
+_FIELDS = {"federation": str, "version": int, "previous": str, "members": dict, "revoked": list}
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,11 @@ class Roster:
         """Version 1."""
         return cls(federation, 1, _members(keys))
 
-    def successor(self, keys: dict[str, bytes]) -> Roster:
-        """The next version: who is not in `keys` leaves, and each key that left is revoked."""
+    def successor(self, keys: dict[str, bytes], revoked: Iterable[bytes] = ()) -> Roster:
+        """The next version: who is not in `keys` leaves; keys that left are revoked, and so are those in `revoked`."""
         gone = {member.key for member in self.members} - set(keys.values())
-        revoked = tuple(sorted(gone.union(self.revoked)))
-        return Roster(self.federation, self.version + 1, _members(keys), revoked, self.digest)
+        never = tuple(sorted(gone.union(self.revoked, revoked)))
+        return Roster(self.federation, self.version + 1, _members(keys), never, self.digest)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,14 +140,13 @@ class Roster:
     def to_json(self) -> bytes:
         """The roster as a file."""
         fields = {
-            "format": _FORMAT,
             "federation": self.federation,
             "version": self.version,
             "previous": self.previous.hex(),
             "members": {member.name: member.key.hex() for member in self.members},
             "revoked": [key.hex() for key in self.revoked],
         }
-        return json.dumps(fields, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"
+        return write_document(_FORMAT, fields)
 
     @classmethod
     def from_json(cls, data: bytes) -> Roster:
@@ -153,23 +156,18 @@ class Roster:
             InputError: in one line, what is wrong with the file.
         """
         try:
-            return cls._from_fields(json.loads(data, object_pairs_hook=_distinct))
-        except (RecursionError, ValueError) as error:
+            return cls._from_fields(parse_document(data, _FORMAT, _FIELDS, ROSTER_LIMIT))
+        except ValueError as error:
             raise InputError(f"roster file is not sound: {error}") from error
 
     @classmethod
-    def _from_fields(cls, fields: object) -> Roster:
-        if not isinstance(fields, dict) or set(fields) != _FIELDS.keys() or fields["format"] != _FORMAT:
-            raise ValueError(f"need exactly the keys {', '.join(_FIELDS)} and the format {_FORMAT!r}")
-        for key, kind in _FIELDS.items():
-            if type(fields[key]) is not kind:
-                raise ValueError(f"{key} is no {kind.__name__}")
+    def _from_fields(cls, fields: dict[str, Any]) -> Roster:
         return cls(
             fields["federation"],
             fields["version"],
-            _members({name: _unhex(key) for name, key in fields["members"].items()}),
-            tuple(_unhex(key) for key in fields["revoked"]),
-            _unhex(fields["previous"]),
+            _members({name: unhex(key, 32) for name, key in fields["members"].items()}),
+            tuple(unhex(key, 32) for key in fields["revoked"]),
+            unhex(fields["previous"], 32),
         )
 
 
@@ -177,17 +175,24 @@ def check_successor(old: Roster, new: Roster) -> None:
     """Refuse a roster that may not replace the one held.
 
     Raises:
-        InputError: another federation, not the next version, not made from this one, or a key that left is not revoked.
+        VerificationError: another federation, not the next version, not made from this one, or a key that left is not
+            revoked.
     """
     if new.federation != old.federation:
-        raise InputError(f"roster is of {new.federation!r}, not {old.federation!r}")
+        raise VerificationError(f"roster is of {new.federation!r}, not {old.federation!r}")
     if new.version != old.version + 1 or new.previous != old.digest:
-        raise InputError(
-            f"roster version {new.version} does not follow version {old.version}: ask for the ones between"
-        )
+        raise VerificationError(f"roster version {new.version} does not follow version {old.version}: {_gap(old, new)}")
     gone = set(old.keys.values()) - set(new.keys.values())
     if not gone.union(old.revoked) <= set(new.revoked):
-        raise InputError(f"roster version {new.version} drops a key without revoking it")
+        raise VerificationError(f"roster version {new.version} drops a key without revoking it")
+
+
+def _gap(old: Roster, new: Roster) -> str:
+    if new.version > old.version + 1:
+        return "ask for the ones between"
+    if new.version <= old.version:
+        return "it is no newer than the one held"
+    return "it was made from another one than the one held; compare fingerprints by telephone"
 
 
 def roster_diff(old: Roster, new: Roster) -> tuple[str, ...]:
@@ -214,16 +219,3 @@ def _members(keys: dict[str, bytes]) -> tuple[Member, ...]:
 
 def _ascends(items: tuple[Any, ...]) -> bool:
     return all(left < right for left, right in pairwise(items))
-
-
-def _unhex(value: object) -> bytes:
-    if not isinstance(value, str):
-        raise ValueError("a key or digest is no string of hexadecimal digits")
-    return bytes.fromhex(value)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a key stands twice")
-    return fields

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rounds import entropy, identity
 
-from privfm.errors import InputError, ProtocolError
+from privfm.errors import InputError, ProtocolError, VerificationError
 from privfm.secagg import COORDINATOR, Identity, Member, Roster, check_successor, fingerprint, roster_diff
 from privfm.secagg.identity import verify
 
@@ -110,7 +110,7 @@ def test_keys_that_left_never_come_back() -> None:
     with pytest.raises(ValueError, match="'b' was revoked"):
         second.successor({"a": A, "b": B})
     unrevoked = Roster("f", 2, second.members, (), first.digest)
-    with pytest.raises(InputError, match="without revoking"):
+    with pytest.raises(VerificationError, match="without revoking"):
         check_successor(first, unrevoked)
 
 
@@ -120,9 +120,9 @@ def test_only_the_next_version_made_from_this_one_follows() -> None:
     third = second.successor({"a": A, "b": B})
     other = Roster.first("f", {"a": A, "c": C}).successor({"a": A, "c": C})
     for old, new in ((first, third), (second, first), (first, first), (first, other)):
-        with pytest.raises(InputError, match="does not follow"):
+        with pytest.raises(VerificationError, match="does not follow"):
             check_successor(old, new)
-    with pytest.raises(InputError, match="is of 'g'"):
+    with pytest.raises(VerificationError, match="is of 'g'"):
         check_successor(first, Roster.first("g", {"a": A}))
 
 
