@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from privfm import __version__
-from privfm_cli import budget, data, plan, report, train
+from privfm_cli import budget, data, keys, plan, report, roster, train
 
 __all__ = ["app"]
 
@@ -48,3 +48,5 @@ app.add_typer(plan.commands, name="plan")
 app.add_typer(data.commands, name="data")
 app.command("report")(report.report)
 app.add_typer(budget.commands, name="budget")
+app.add_typer(keys.commands, name="keys")
+app.add_typer(roster.commands, name="roster")

@@ -166,7 +166,17 @@ def _imported(*arguments: str) -> set[str]:
     return set(modules)
 
 
-@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["budget", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["budget", "--help"],
+        ["keys", "new", "--help"],
+        ["roster", "make", "--help"],
+        ["--version"],
+    ],
+)
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert not _imported(*command) & HEAVY
 
@@ -174,3 +184,8 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
 def test_budget_is_free_of_torch() -> None:
     plan = ["budget", "plan", "--nominal-units", "60", "--sample-rate", "0.5", "--steps", "4"]
     assert not _imported(*plan) & {"torch", "opacus", "timm", "torchvision"}
+
+
+def test_keys_are_free_of_torch(tmp_path: Path) -> None:
+    new = ["keys", "new", "north", "--no-passphrase", "--out", str(tmp_path / "north.pem")]
+    assert not _imported(*new) & {"torch", "opacus", "timm", "pydantic", "dp_accounting"}
