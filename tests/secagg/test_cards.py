@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,17 @@ def test_the_signed_bytes_are_the_documented_ones() -> None:
     assert ROTATED.replaces is not None
     old.verify(ROTATED.replaces.signature, b"privfm/v1/rotation\0" + body)
     old.verify(REVOKED.signature, b"privfm/v1/revocation\0" + zeros + named + OLD.public)
+
+
+def test_formats_and_stages_are_as_written() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    for paper in (ROTATED, REVOKED, Roster.first("f", {"north": OLD.public})):
+        fields = json.loads(paper.to_json())
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{fields.pop('format')}` |"))
+        assert all(f"`{key}`" in row for key in fields)
+    for stage in ("card", "rotation", "revocation"):
+        assert f"\n| `{stage}` | " in text
+    assert f"`{b'privfm/v1/card'.hex()}00`" in text
 
 
 @pytest.mark.parametrize(
