@@ -178,7 +178,7 @@ class Bench:
         with hospital.over("mask"):
             with hospital.over("of which quantise"):
                 levels = quantise(self.update, self.vector, os.urandom(32), threads=self.size.threads, out=self.levels)
-            masked, upload = client.mask(state, incoming, [levels], threads=self.size.threads)
+            masked, upload = client.mask(state, incoming, lambda: [levels], threads=self.size.threads)
         self.uploaded = len(upload)
         plain += levels
         return masked, upload
@@ -351,7 +351,7 @@ def play_sparse(bench: Bench, leaves: dict[str, SparseStage], hospital: Clock, c
         ),
         SparseStage.CHOOSE: lambda name, data: sparse.client.choose(states[name], data),
         SparseStage.SHARE: lambda name, data: sparse.client.share(states[name], data, seen={}),
-        SparseStage.MASK: lambda name, data: sparse.client.mask(states[name], data, [levels]),
+        SparseStage.MASK: lambda name, data: sparse.client.mask(states[name], data, lambda: [levels]),
         SparseStage.AGREE: lambda name, data: sparse.client.agree(states[name], data),
         SparseStage.UNMASK: lambda name, data: sparse.client.unmask(states[name], data),
     }

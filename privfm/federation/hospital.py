@@ -112,7 +112,7 @@ class Hospital:
             case Stage.SHARE:
                 return self._share(self._current.client, incoming)
             case Stage.MASK:
-                return bytes(self._current.client.mask(incoming, [self._update(self._current)]))
+                return self._mask(self._current, incoming)
             case Stage.AGREE:
                 return self._agree(self._current, incoming)
             case Stage.UNMASK:
@@ -180,6 +180,10 @@ class Hospital:
         outgoing = client.share(incoming, seen=seen)
         self.ledger.remember_peers({peer: (mark.counter, mark.head) for peer, mark in client.marks.items()})
         return outgoing
+
+    def _mask(self, current: _Round, incoming: bytes) -> bytes:
+        """Compute and charge the update only once the deliveries hold, so that a lie about them costs no budget."""
+        return bytes(current.client.mask(incoming, lambda: [self._update(current)]))
 
     def _agree(self, current: _Round, incoming: bytes) -> bytes:
         """Sign the survivors, unless the same stored update was once agreed to be summed with others.

@@ -19,7 +19,7 @@ Whatever an honest coordinator would have refused to relay is blamed on the coor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -167,13 +167,14 @@ def _check_packages(state: Advertised, cohort: Cohort) -> dict[str, KeyPackage]:
 
 
 def mask(
-    state: Shared, incoming: bytes, vectors: Sequence[Int32[np.ndarray, " _"]], *, threads: int = 1
+    state: Shared, incoming: bytes, vectors: Callable[[], Sequence[Int32[np.ndarray, " _"]]], *, threads: int = 1
 ) -> tuple[Masked, memoryview]:
     """The vectors, hidden by this hospital's self-mask and by a mask with each peer that dealt.
 
     Args:
         incoming: the others' deliveries.
-        vectors: what `quantise` returned, in the order of the round's specs.
+        vectors: called for what `quantise` returned, in the order of the round's specs, once all of that holds: so a
+            coordinator that lies costs a hospital neither its computing nor its budget.
         threads: changes the speed alone.
 
     Raises:
@@ -188,7 +189,7 @@ def mask(
             _check_delivery(state, delivery)
         check_enough(len(deliveries) + 1, _needed(own), "sharers")
     held = state.open(deliveries)
-    upload = state.upload(tuple(held), vectors, threads)
+    upload = state.upload(tuple(held), vectors(), threads)
     dealings = {delivery.dealing.body.sender: delivery.dealing for delivery in deliveries}
     masked = Masked(own, state.context1, {**dealings, own.name: state.dealing}, held={**held, own.name: state.held})
     return masked, upload

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -108,7 +108,9 @@ class Client:
         self._state, self._marks = state, state.marks
         return outgoing
 
-    def mask(self, incoming: bytes, vectors: Sequence[Int32[np.ndarray, " _"]], *, threads: int = 1) -> memoryview:
+    def mask(
+        self, incoming: bytes, vectors: Callable[[], Sequence[Int32[np.ndarray, " _"]]], *, threads: int = 1
+    ) -> memoryview:
         """The upload. See `client.mask`."""
         self._state, outgoing = client.mask(self._take(client.Shared), incoming, vectors, threads=threads)
         return outgoing

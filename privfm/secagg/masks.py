@@ -61,7 +61,8 @@ def masked_pieces(
     if not masks:
         raise ValueError("masks=[]: need at least one")
     streams = [(keystream(mask.key, start), np.add if mask.sign > 0 else np.subtract) for mask in masks]
-    words, noise = np.empty(CHUNK, np.uint32), np.empty(CHUNK, "<u4")
+    size = min(CHUNK, stop - start)
+    words, noise = np.empty(size, np.uint32), np.empty(size, "<u4")
     noise_bytes = noise.view(np.uint8).data
     for piece in pieces(start, stop):
         length = piece.stop - piece.start

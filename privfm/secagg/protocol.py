@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ class Party:
     """What one hospital brings to a round.
 
     Args:
-        vectors: what `quantise` returned, in the order of the round's specs.
+        vectors: called for what `quantise` returned, in the order of the round's specs.
         entropy: 32 fresh secret bytes.
         leaves: the stage at which it falls silent; None when it stays.
     """
@@ -32,7 +32,7 @@ class Party:
     identity: Identity
     policy: ClientPolicy
     mark: LedgerMark
-    vectors: Sequence[Int32[np.ndarray, " _"]]
+    vectors: Callable[[], Sequence[Int32[np.ndarray, " _"]]]
     entropy: bytes = field(repr=False)
     answered: tuple[int, int] | None = None
     seen: Mapping[str, LedgerMark] = field(default_factory=dict)

@@ -83,8 +83,8 @@ def quantise(
     fixed = FixedPoint.of(spec)
 
     def work(start: int, stop: int) -> None:
-        stream = keystream(entropy, start // _WORD_BYTES)
-        scaled, coins, fractions = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.uint8), np.empty(CHUNK, np.int32)
+        stream, size = keystream(entropy, start // _WORD_BYTES), min(CHUNK, stop - start)
+        scaled, coins, fractions = np.empty(size, np.float32), np.empty(size, np.uint8), np.empty(size, np.int32)
         for piece in pieces(start, stop):
             length = piece.stop - piece.start
             x, coin, fraction, level = scaled[:length], coins[:length], fractions[:length], result[piece]

@@ -153,7 +153,7 @@ def _add_vector(
     vector: VectorSpec, region: UInt8[np.ndarray, " _"], total: UInt32[np.ndarray, " d"], threads: int
 ) -> None:
     def add(start: int, stop: int) -> None:
-        scratch = np.empty(CHUNK, np.uint32)
+        scratch = np.empty(min(CHUNK, stop - start), np.uint32)
         for piece in pieces(start, stop):
             block = _block(vector, region, piece)[:-TAG_BYTES]
             add_packed(block, vector.ring_bits, total[piece], scratch[: piece.stop - piece.start])

@@ -41,6 +41,7 @@ class Federation:
         self.hospitals: Mapping[HospitalId, Hospital] = stack.enter_context(opened)
         self.start, self.model = network_hash(start.network), trained(start.network).numpy()
         self.lost: set[tuple[str, Stage]] = set()
+        self.garbled: set[Stage] = set()
         self.refusals: list[str] = []
         self.attempts = 0
 
@@ -49,6 +50,8 @@ class Federation:
             if refusal:
                 self.refusals.append(str(refusal))
 
+        if stage in self.garbled:
+            outgoing = {name: mail[:-1] + bytes([mail[-1] ^ 1]) for name, mail in outgoing.items()}
         for name, answer in LocalEngine(self.hospitals, heard).exchange(stage, outgoing):
             if (name, stage) not in self.lost:
                 yield name, answer
@@ -76,6 +79,17 @@ def federation(tiny_plan: Callable[..., Plan], tmp_path: Path) -> Iterator[Feder
     plan = tiny_plan(data={"hospitals": 5, "patients": 40}, evaluation={"probe": False})
     with ExitStack() as stack:
         yield Federation(plan, tmp_path / "run", stack)
+
+
+def test_a_coordinator_that_garbles_deliveries_costs_no_budget(federation: Federation) -> None:
+    federation.garbled = {Stage.MASK}
+    with pytest.raises(ProtocolError, match="mask: 0 of 5"):
+        federation.play()
+    assert len(federation.refusals) == 5
+    assert federation.charged() == [0] * 5
+    federation.garbled = set()
+    federation.play()
+    assert all(federation.charged())
 
 
 def test_the_sum_is_the_plain_integer_sum_of_what_hospitals_stored(federation: Federation) -> None:

@@ -40,7 +40,7 @@ class Tree:
         if stage == 1:
             return client.share(state, incoming, seen={})
         if stage == 2:
-            masked, upload = client.mask(state, incoming, self.rig.levels[name])
+            masked, upload = client.mask(state, incoming, lambda: self.rig.levels[name])
             return masked, bytes(upload)
         return client.agree(state, incoming) if stage == 3 else client.unmask(state, incoming)
 

@@ -97,7 +97,7 @@ class Replay:
         if stage is Stage.SHARE:
             return client.share(incoming, seen={})
         if stage is Stage.MASK:
-            return bytes(client.mask(incoming, [np.array(levels, np.int32) for levels in own["levels"]]))
+            return bytes(client.mask(incoming, lambda: [np.array(levels, np.int32) for levels in own["levels"]]))
         return client.agree(incoming) if stage is Stage.AGREE else client.unmask(incoming)
 
     def collect(self, stage: Stage, messages: dict[str, bytes]) -> Any:

@@ -30,7 +30,7 @@ class Stepping(Hospital):
         return sent
 
     def mask(self, incoming: bytes) -> bytes:
-        self.state, sent = client.mask(self.state, incoming, self.rig.levels[self.name])
+        self.state, sent = client.mask(self.state, incoming, lambda: self.rig.levels[self.name])
         return bytes(sent)
 
     def agree(self, incoming: bytes) -> bytes:

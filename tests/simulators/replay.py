@@ -33,7 +33,7 @@ class Recording:
         if stage is Stage.SHARE:
             return client.share(state, incoming, seen={})
         if stage is Stage.MASK:
-            masked, upload = client.mask(state, incoming, self.rig.levels[name])
+            masked, upload = client.mask(state, incoming, lambda: self.rig.levels[name])
             return masked, bytes(upload)
         return (client.agree if stage is Stage.AGREE else client.unmask)(state, incoming)
 

@@ -72,7 +72,7 @@ class Rig:
 
     def party(self, name: str, leaves: Stage | None = None) -> Party:
         secret = entropy("round", name, self.spec.number)
-        return Party(identity(name), self.policy, mark_of(name), self.levels[name], secret, leaves=leaves)
+        return Party(identity(name), self.policy, mark_of(name), lambda: self.levels[name], secret, leaves=leaves)
 
     def parties(self, leaves: Mapping[str, Stage] | None = None) -> dict[str, Party]:
         return {name: self.party(name, (leaves or {}).get(name)) for name in self.names}
@@ -165,7 +165,7 @@ class Hospital:
         return self.client.share(incoming, seen=self.seen)
 
     def mask(self, incoming: bytes) -> bytes:
-        return bytes(self.client.mask(incoming, self.rig.levels[self.name]))
+        return bytes(self.client.mask(incoming, lambda: self.rig.levels[self.name]))
 
     def agree(self, incoming: bytes) -> bytes:
         return self.client.agree(incoming)

@@ -69,7 +69,7 @@ def answer(
     if stage is SparseStage.SHARE:
         return client.share(state, incoming, seen=seen or {})
     if stage is SparseStage.MASK:
-        masked, upload = client.mask(state, incoming, rig.levels[name])
+        masked, upload = client.mask(state, incoming, lambda: rig.levels[name])
         return masked, bytes(upload)
     step: Callable[..., Any] = getattr(client, stage.value)
     result: tuple[Any, bytes] = step(state, incoming)

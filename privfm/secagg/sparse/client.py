@@ -15,7 +15,7 @@ So whoever can be unmasked shares unknown masks with every honest hospital that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -210,12 +210,13 @@ def _check_leaves(state: Chosen, leaves: Sequence[Leaf]) -> dict[str, KeyPackage
 
 
 def mask(
-    state: Shared, incoming: bytes, vectors: Sequence[Int32[np.ndarray, " _"]], *, threads: int = 1
+    state: Shared, incoming: bytes, vectors: Callable[[], Sequence[Int32[np.ndarray, " _"]]], *, threads: int = 1
 ) -> tuple[Masked, memoryview]:
     """The vectors, hidden by a self-mask and by a mask with each neighbour that dealt; and who those are, signed.
 
     Args:
         incoming: what others dealt to this hospital, and who of those it drew dealt.
+        vectors: as in `secagg.client.mask`.
 
     Raises:
         ProtocolError: too few of those it drew dealt, or a share is not as committed to.
@@ -234,7 +235,7 @@ def mask(
     held = state.open(deliveries.items)
     peers = tuple(sorted({*held, *deliveries.sharers}))
     masking = Signed.by(own.identity, state.context1, Masking(own.name, peers))
-    upload = state.upload(peers, vectors, threads, prefix=bytes(Writer().blob(masking.encode())))
+    upload = state.upload(peers, vectors(), threads, prefix=bytes(Writer().blob(masking.encode())))
     dealings = {delivery.dealing.body.sender: delivery.dealing for delivery in deliveries.items}
     return Masked(own, state.context1, deliveries.sharers, dealings, held=held), upload
 
