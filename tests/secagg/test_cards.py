@@ -49,7 +49,8 @@ def test_formats_and_stages_are_as_written() -> None:
     text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
     for paper in (ROTATED, REVOKED, Roster.first("f", {"north": OLD.public})):
         fields = json.loads(paper.to_json())
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{fields.pop('format')}` |"))
+        start = f"| `{fields.pop('format')}` |"
+        row = next(line for line in text.splitlines() if line.startswith(start))
         assert all(f"`{key}`" in row for key in fields)
     for stage in ("card", "rotation", "revocation"):
         assert f"\n| `{stage}` | " in text
