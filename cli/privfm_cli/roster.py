@@ -247,7 +247,8 @@ def _facts(roster: Roster) -> dict[str, Any]:
 
 def _show_roster(roster: Roster) -> None:
     members, revoked = len(roster.members), len(roster.revoked)
-    show(f"{roster.federation}, version {roster.version}: {members} members; {revoked} keys revoked")
+    counts = f"{members} member{'s' * (members != 1)}, {revoked} key{'s' * (revoked != 1)} revoked"
+    show(f"{roster.federation}, version {roster.version}: {counts}")
     columns = [Column("member", right=False), Column("fingerprint", right=False)]
     show_table(columns, [(member.name, member.fingerprint) for member in roster.members])
     show(f"fingerprint of the roster: {roster.fingerprint}")
