@@ -9,6 +9,7 @@
     ├── VerificationError         something was checked and is not what it must be (exit code 4)
     │   ├── LedgerError           a ledger that is damaged, rolled back, locked or of another run
     │   └── ProtocolError         secure aggregation stopped; names the party to blame where evidence exists
+    │       └── RolledBackError   hospitals' ledgers went back, by what they signed
     └── RunError                  a run that cannot go on for another reason (exit code 1)
 
 Local misuse by a programmer raises ValueError or TypeError instead. Messages are one line: what is wrong, and
@@ -26,6 +27,7 @@ __all__ = [
     "PlanError",
     "PrivfmError",
     "ProtocolError",
+    "RolledBackError",
     "RunError",
     "VerificationError",
 ]
@@ -83,6 +85,10 @@ class ProtocolError(VerificationError):
     def __init__(self, message: str, blamed: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.blamed = blamed
+
+
+class RolledBackError(ProtocolError):
+    """Hospitals signed that their ledgers stand before where they were seen: `blamed` must recover them."""
 
 
 class RunError(PrivfmError):

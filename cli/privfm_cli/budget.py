@@ -1,4 +1,7 @@
-"""`privfm budget`: what a guarantee costs, what a ledger has spent, and whether it was tampered with. No torch."""
+"""`privfm budget`: what a guarantee costs, what a ledger has spent, and whether it was tampered with.
+
+Only `recover`, which works on a run's folder, loads torch.
+"""
 
 from __future__ import annotations
 
@@ -172,3 +175,30 @@ def verify(path: Ledgers, as_json: Json = False) -> None:
         return
     for ledger in checked:
         show(f"{ledger.hospital}  whole  newest entry {ledger.head[:16]}  {ledger.path}")
+
+
+@commands.command("recover")
+def recover(
+    run: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
+    hospital: Annotated[str, typer.Argument(metavar="HOSPITAL", show_default=False)],
+    seen: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="what the run's other ledgers saw", help="Highest counter that a peer saw."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """After HOSPITAL's ledger and folder in RUN were restored from a backup: charge what was lost, and go on.
+
+    Whatever its peers saw of it since counts as released. Until then they refuse it.
+    """
+    from privfm.federation.directory import RunDirectory
+    from privfm.federation.recovering import recover_hospital
+
+    done = recover_hospital(RunDirectory.existing(run), hospital, seen)
+    if as_json:
+        show_json(asdict(done))
+    elif done.rounds_charged:
+        show(f"{done.hospital}: {done.rounds_charged} rounds charged, up to counter {done.seen} that its peers saw")
+        show(f"Go on with: privfm train --resume --out {run}")
+    else:
+        show(f"{done.hospital}: nothing was lost; nothing charged")

@@ -7,7 +7,20 @@ from privfm.dp.filter import RdpFilter
 from privfm.dp.spending import Charge, RunRecord, Spending
 from privfm.errors import LedgerError
 
-__all__ = ["Account"]
+__all__ = ["EPOCH", "Account", "next_epoch"]
+
+EPOCH = 2**32
+"""Counters between two recoveries. A ledger that went back could catch up with what its peers saw by trying again and
+again; only a recovery, which charges what was lost, reaches the next epoch."""
+
+
+def next_epoch(counter: int) -> int:
+    """The first counter of the epoch after.
+
+    >>> next_epoch(3) == next_epoch(EPOCH - 1) == EPOCH
+    True
+    """
+    return (counter // EPOCH + 1) * EPOCH
 
 
 class Account:
@@ -72,6 +85,10 @@ class Account:
         fates = self._spending.fates_of_round(run, round)
         return fates[-1].charge.attempt + 1 if fates else 0
 
+    def newest_round(self, run: str) -> int:
+        """The highest round charged to `run`; 0 before the first."""
+        return max(self._spending.runs[run].fates, default=0) if run in self._spending.runs else 0
+
     def pending(self, run: str, round: int) -> Charge | None:
         """The charge of this round whose vector is stored and whose end is not known: send that vector again."""
         for fate in reversed(self._spending.fates_of_round(run, round)):
@@ -80,8 +97,19 @@ class Account:
         return None
 
     def peers_seen(self) -> dict[str, tuple[int, bytes]]:
-        """Per peer, the highest counter that it showed and its ledger's head then (32 bytes)."""
-        return dict(self._spending.peers)
+        """Per peer, the counter that it has to surpass and its ledger's head at the highest it showed (32 bytes).
+
+        That is the highest it showed, or the last of that epoch for a peer that is refused until it has recovered.
+        """
+        refused = self._spending.refused
+        return {
+            peer: (next_epoch(counter) - 1 if peer in refused else counter, head)
+            for peer, (counter, head) in self._spending.peers.items()
+        }
+
+    def highest_seen(self, peer: str) -> int:
+        """The highest counter that a peer showed; 0 for a stranger."""
+        return self._spending.peers.get(peer, (0, b""))[0]
 
     def _record(self, run: str) -> RunRecord:
         if run not in self._spending.runs:

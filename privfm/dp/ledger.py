@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from privfm import __version__
-from privfm.dp.account import Account
+from privfm.dp.account import Account, next_epoch
 from privfm.dp.chain import ChainFile
 from privfm.dp.events import ADJACENCY, SampledGaussian, compose, events_to_json
 from privfm.dp.filter import RdpFilter
@@ -295,9 +295,12 @@ class Ledger(Account):
     # Counters, peers and recovery
 
     def next_counter(self) -> int:
-        """A counter that this ledger never gave out before: one for each time something is sent."""
+        """A counter that this ledger never gave out before: one for each time something is sent.
+
+        Its entry carries a nonce, so that the heads of two copies of one ledger part even within a second.
+        """
         with self._mutex:
-            self._write("counter", {"counter": self._spending.counter + 1})
+            self._write("counter", {"counter": self._spending.counter + 1, "nonce": secrets.token_hex(16)})
             return self._spending.counter
 
     def remember_peers(self, peers: Mapping[str, tuple[int, bytes]]) -> None:
@@ -314,32 +317,41 @@ class Ledger(Account):
                 self._write("peers", {"peers": body})
 
     def _check_peer(self, name: str, counter: int, head: bytes) -> bool:
-        seen, seen_head = self._spending.peers.get(name, (0, b""))
+        seen, seen_head = self.peers_seen().get(name, (0, b""))
         if counter < seen or (counter == seen and head != seen_head):
             raise LedgerError(
                 f"{name}: its ledger went back to counter {counter} after {seen}; it must recover it first"
             )
         return counter > seen
 
-    def recover(self, run: str, counter: int) -> int:
-        """Make up for a ledger that was restored from a backup: charge `run` one round per missing counter.
+    def refuse_peers(self, names: Sequence[str]) -> None:
+        """Refuse peers whose ledgers were seen to go back, until they show a counter of the epoch after."""
+        with self._mutex:
+            news = sorted(set(names) & set(self._spending.peers) - self._spending.refused)
+            if news:
+                self._write("refused", {"peers": news})
 
-        Everything that was sent in the lost time took a counter, so the gap bounds what was released. The charge is
-        written even where it exceeds the run's rounds or the cap, because it happened.
+    def recover(self, run: str, counter: int) -> int:
+        """Make up for a ledger that was restored from a backup: charge `run` for what was lost, open the next epoch.
+
+        Whatever was released took a counter beyond the one of the last charge that this ledger knows, so that gap
+        bounds what was lost, also when the ledger went on counting since. The charge is written even where it exceeds
+        the run's rounds or the cap, because it happened.
 
         Args:
             run: the run that was going on; declare it first with `open_run` if its declaration was lost too.
             counter: the highest counter that any peer has seen of this hospital.
 
         Returns:
-            The number of rounds charged.
+            The number of rounds charged; 0 if nothing can have been lost, and then nothing is written.
         """
         with self._mutex:
             self._record(run)
-            missing = counter - self._spending.counter
+            missing = counter - self._spending.charged_at
             if missing <= 0:
                 return 0
-            self._write("recovered", {"run": run, "rounds": missing, "counter": counter})
+            newest = max(counter, self._spending.counter)
+            self._write("recovered", {"run": run, "rounds": missing, "counter": next_epoch(newest)})
             return missing
 
     def set_cap(self, cap: RdpFilter) -> None:

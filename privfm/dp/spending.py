@@ -111,7 +111,9 @@ class Spending:
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.runs: dict[str, _Run] = {}
         self.counter = 0
+        self.charged_at = 0  # the counter when the last charge was written
         self.peers: dict[str, tuple[int, bytes]] = {}
+        self.refused: set[str] = set()
         self.cap: RdpFilter | None = None
         self.hospital = ""
         self.unit = ""
@@ -135,6 +137,7 @@ class Spending:
             "closed": self._closed,
             "counter": self._counter,
             "peers": self._peers,
+            "refused": self._refused,
             "recovered": self._recovered,
             "cap": self._cap,
         }
@@ -192,6 +195,7 @@ class Spending:
         per_round = run.declaration.per_round
         fate = _Fate(Charge(body["run"], body["round"], body["attempt"], context, per_round, entry.sequence))
         earlier.append(fate)
+        self.charged_at = self.counter
         self._fates[entry.sequence] = fate
 
     def _stored(self, entry: Entry) -> None:
@@ -215,12 +219,17 @@ class Spending:
     def _peers(self, entry: Entry) -> None:
         for peer, (counter, head) in entry.body["peers"].items():
             self.peers[peer] = (counter, bytes.fromhex(head))
+            self.refused.discard(peer)
+
+    def _refused(self, entry: Entry) -> None:
+        self.refused |= set(entry.body["peers"])
 
     def _recovered(self, entry: Entry) -> None:
         if entry.body["rounds"] < 0:
             raise LedgerError(f"ledger entry {entry.sequence}: a recovery that refunds")
         self.runs[entry.body["run"]].recovered += entry.body["rounds"]
         self._counter(entry)
+        self.charged_at = self.counter
 
     def _cap(self, entry: Entry) -> None:
         self.cap = RdpFilter.from_json(entry.body["cap"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from privfm.dp.clipping import ClippingEngine, check_clippable
 from privfm.dp.coins import Coins
 from privfm.dp.ledger import Ledger
-from privfm.errors import InputError, LedgerError, ProtocolError
+from privfm.errors import InputError, LedgerError, ProtocolError, RolledBackError
 from privfm.federation.announcement import Announcement, model_hash
 from privfm.federation.local_training import train_locally
 from privfm.federation.network import Learner, network_hash, trained
@@ -177,7 +177,11 @@ class Hospital:
 
     def _share(self, client: Client, incoming: bytes) -> bytes:
         seen = {peer: LedgerMark(*mark) for peer, mark in self.ledger.peers_seen().items()}
-        outgoing = client.share(incoming, seen=seen)
+        try:
+            outgoing = client.share(incoming, seen=seen)
+        except RolledBackError as error:
+            self.ledger.refuse_peers(error.blamed)
+            raise
         self.ledger.remember_peers({peer: (mark.counter, mark.head) for peer, mark in client.marks.items()})
         return outgoing
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Int32
 
-from privfm.errors import ProtocolError
+from privfm.errors import ProtocolError, RolledBackError
 from privfm.secagg import keys
 from privfm.secagg.curves import check_x25519
 from privfm.secagg.dealing import Dealer, Held, open_delivery
@@ -182,18 +182,19 @@ def check_keys(packages: Mapping[str, KeyPackage]) -> None:
 
 
 def check_marks(packages: Mapping[str, KeyPackage], seen: Mapping[str, LedgerMark]) -> None:
-    """Refuse a peer whose ledger went back or forked.
+    """Refuse peers whose ledgers went back or forked.
 
     Raises:
-        ProtocolError: blaming the peer.
+        RolledBackError: blaming all of them; remember to refuse them until they have recovered.
     """
-    for name, package in packages.items():
-        if name in seen and not package.mark.follows(seen[name]):
-            raise ProtocolError(
-                f"ledger of {name} went back: entry {package.mark.counter} after {seen[name].counter} was seen; "
-                f"its hospital must recover the ledger before it goes on",
-                (name,),
-            )
+    back = {name: package.mark for name, package in packages.items() if not _follows(package.mark, seen.get(name))}
+    if back:
+        marks = ", ".join(f"{name} (entry {mark.counter} after {seen[name].counter})" for name, mark in back.items())
+        raise RolledBackError(f"ledgers went back: {marks}; run privfm budget recover there", tuple(back))
+
+
+def _follows(mark: LedgerMark, seen: LedgerMark | None) -> bool:
+    return seen is None or mark.follows(seen)
 
 
 def check_enough(count: int, needed: int, what: str) -> None:

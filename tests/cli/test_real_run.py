@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,3 +166,24 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(plan_file: Path) -> None:
         first = next(line for line in lines if line.startswith("round "))
         process.kill()
     assert first.startswith(f"round {finished + 1}/60")
+
+
+def test_recovering_a_hospital_charges_only_what_was_lost(
+    run: tuple[Path, str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    assert main(["budget", "recover", str(copy), "hospital-1"]) == 0
+    assert "nothing was lost; nothing charged" in capsys.readouterr().out
+    counter = read_json(capsys, "budget", "recover", str(copy), "hospital-1", "--seen", "40")
+    assert (counter["hospital"], counter["seen"]) == ("hospital-1", 40)
+    assert 0 < counter["rounds_charged"] < 40
+    assert counter["counter"] > 40
+    assert main(["budget", "recover", str(copy), "nobody"]) == 2
+    assert "nobody: not a hospital of this run" in capsys.readouterr().err
+
+
+def read_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == 0
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return printed

@@ -1,8 +1,11 @@
 """One round of real hospitals: the sum, retries, refusals and drop-outs."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
+from shutil import copyfile, copytree
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,9 @@ from privfm.federation.directory import RunDirectory, new_run
 from privfm.federation.engines.local import LocalEngine
 from privfm.federation.hospital import Hospital
 from privfm.federation.network import build_learner, network_hash, trained
+from privfm.federation.notebook import Notebook
 from privfm.federation.planning import complete_plan, round_spec
+from privfm.federation.recovering import recover_hospital
 from privfm.federation.rounds import SecureSum, play_round
 from privfm.federation.simulation import found_federation, open_hospitals
 from privfm.ids import HospitalId
@@ -24,26 +29,38 @@ from privfm.plan import Plan
 from privfm.secagg import Stage, dequantise
 
 RUN = b"r" * 16
+FACTS = {"run": RUN.hex(), "version": "0", "private": False, "started": "", "public_data": [], "notes": []}
+
+
+def coins_of(name: str) -> InjectedCoins:
+    return InjectedCoins(name.encode())
 
 
 class Federation:
     """Hospitals of one plan, a coordinator that can announce anything, and a switch to lose messages."""
 
-    def __init__(self, plan: Plan, root: Path, stack: ExitStack) -> None:
+    def __init__(self, plan: Plan, root: Path) -> None:
         cohort = gather_cohort(plan)
         self.plan = complete_plan(plan, cohort.nominal_units, 1.0)
         start = build_learner(self.plan)
         with new_run(root) as draft:
             found_federation(draft, self.plan, RUN, private=False)
-        opened = open_hospitals(
-            RunDirectory(root), self.plan, RUN, cohort, start, lambda name: InjectedCoins(name.encode())
-        )
-        self.hospitals: Mapping[HospitalId, Hospital] = stack.enter_context(opened)
+            (draft.root / "plan.toml").write_text(self.plan.to_toml())
+            draft.write_json("run.json", FACTS | {"plan_hash": self.plan.hash().hex()})
+        self.root, self.cohort, self.learner = root, cohort, start
+        self.hospitals: Mapping[HospitalId, Hospital] = {}
         self.start, self.model = network_hash(start.network), trained(start.network).numpy()
         self.lost: set[tuple[str, Stage]] = set()
         self.garbled: set[Stage] = set()
         self.refusals: list[str] = []
         self.attempts = 0
+
+    @contextmanager
+    def opened(self) -> Iterator[Federation]:
+        """As after a start of every hospital's process."""
+        directory = RunDirectory(self.root)
+        with open_hospitals(directory, self.plan, RUN, self.cohort, self.learner, coins_of) as self.hospitals:
+            yield self
 
     def exchange(self, stage: Stage, outgoing: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
         def heard(stage: Stage, name: str, refusal: ProtocolError | None) -> None:
@@ -57,13 +74,15 @@ class Federation:
                 yield name, answer
 
     def play(self, number: int = 1, generation: int = 0) -> SecureSum:
-        names = tuple(sorted(self.hospitals))
-        announcement = Announcement(number, self.attempts, generation, names, self.model)
-        self.attempts += 1
+        announcement = self.announce(number, generation)
         roster = next(iter(self.hospitals.values())).membership.roster
         bound = model_hash(self.start, announcement)
         self.spec = round_spec(self.plan, RUN, roster, announcement, bound, len(self.model))
         return play_round(self.spec, announcement, self, b"e" * 32)
+
+    def announce(self, number: int, generation: int = 0) -> Announcement:
+        self.attempts += 1
+        return Announcement(number, self.attempts - 1, generation, tuple(sorted(self.hospitals)), self.model)
 
     def stored(self, name: str, number: int = 1) -> np.ndarray:
         stored = self.hospitals[HospitalId(name)].ledger.load_update(RUN.hex(), number)
@@ -77,8 +96,8 @@ class Federation:
 @pytest.fixture
 def federation(tiny_plan: Callable[..., Plan], tmp_path: Path) -> Iterator[Federation]:
     plan = tiny_plan(data={"hospitals": 5, "patients": 40}, evaluation={"probe": False})
-    with ExitStack() as stack:
-        yield Federation(plan, tmp_path / "run", stack)
+    with Federation(plan, tmp_path / "run").opened() as federation:
+        yield federation
 
 
 def test_a_coordinator_that_garbles_deliveries_costs_no_budget(federation: Federation) -> None:
@@ -242,3 +261,48 @@ def test_why_a_hospital_cannot_compute_stays_with_it(federation: Federation, mon
     secure = federation.play()
     assert "hospital-3" not in secure.survivors
     assert not [refusal for refusal in federation.refusals if "patient-7" in refusal]
+
+
+def test_a_restored_hospital_is_refused_until_what_it_lost_is_charged(
+    tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = tiny_plan(data={"hospitals": 5, "patients": 40}, evaluation={"probe": False})
+    backup = tmp_path / "backup"
+    federation, directory = Federation(plan, tmp_path / "run"), RunDirectory(tmp_path / "run")
+    name = sorted(hospital.id for hospital in federation.plan.hospitals)[0]
+    ledger, own = directory.ledger(name), directory.own(name)
+    with federation.opened():
+        federation.play(1)
+    backup.mkdir()
+    copyfile(ledger, backup / "ledger")
+    copytree(own, backup / "own")
+    with federation.opened():
+        federation.play(2)
+        before = federation.hospitals[HospitalId(name)].ledger.spent(RUN.hex())
+    copyfile(backup / "ledger", ledger)
+    copytree(backup / "own", own, dirs_exist_ok=True)
+    with federation.opened():
+        for _ in range(3):  # not even when its counter has caught up with what its peers saw
+            federation.refusals.clear()
+            with pytest.raises(ProtocolError):
+                federation.play(3)
+            assert sum(f"ledgers went back: {name}" in refusal for refusal in federation.refusals) == 4
+    recovered = recover_hospital(directory, name)
+    assert recovered.rounds_charged >= 1
+    assert recover_hospital(directory, name).rounds_charged == 0
+    with federation.opened():
+        with pytest.raises(ProtocolError):  # the lost round, for which the others still have their updates
+            federation.hospitals[HospitalId(name)].answer(Stage.ADVERTISE, federation.announce(2).encode())
+        assert name in federation.play(3).survivors
+        assert federation.hospitals[HospitalId(name)].ledger.spent(RUN.hex()) > before
+
+
+def test_a_recovery_cut_short_is_finished_by_the_next(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation.play(1)
+    name = sorted(federation.hospitals)[0]
+    federation.hospitals[name].ledger.recover(RUN.hex(), 9)  # and no more: its memory knows nothing of it
+    with pytest.raises(LedgerError, match="do not belong together"):
+        federation.hospitals[name].answer(Stage.ADVERTISE, federation.announce(10).encode())
+    federation.hospitals[name].ledger.shut()
+    assert recover_hospital(RunDirectory(federation.root), name, 9).rounds_charged == 0
+    assert Notebook(RunDirectory(federation.root).own(name)).memory().round > 1
