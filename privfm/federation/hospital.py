@@ -95,7 +95,11 @@ class Hospital:
         rng, data = np.random.default_rng(0), plan.data
         pixels = rng.standard_normal((2, 2, data.channels, data.image_size, data.image_size), dtype=np.float32)
         views = torch.from_numpy(pixels).to(next(network.parameters()).device)
-        check_clippable(network, lambda: objective.unit_losses(network, views, rng.spawn(2)), 2)
+
+        def unit_losses() -> Tensor:
+            return objective.unit_losses(network, views, [np.random.default_rng(unit) for unit in range(2)])
+
+        check_clippable(network, unit_losses, 2)
 
     def answer(self, stage: Stage, incoming: bytes) -> bytes:
         """Return the hospital's message of a stage.

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privfm.dp.clipping import ClippingEngine, check_clippable, clip
+from privfm.dp.clipping import ClippingEngine, check_clippable, gradient_norms
+from privfm.dp.one_pass import unit_shares
+from privfm.dp.shares import Factors
 from privfm.errors import ModelError
 
 VIEWS = 3
@@ -20,6 +22,30 @@ class Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(torch.tanh(self.layer(x)))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and a transformed copy of the input for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+class FrozenFirst(nn.Module):
+    """Trains a norm and a last layer behind a layer that does not train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+        self.first.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)))
 
 
 class BehindTheBack(nn.Module):
@@ -42,6 +68,17 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2, padding=1), nn.GroupNorm(2, 4), nn.Flatten()
     ),
     "twice": Twice,
+    "tied": Tied,
+    "depthwise": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 8, 2, groups=4, padding=1, stride=2), nn.Flatten()
+    ),
+    "reflected": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)),
+        nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect", dilation=1, bias=False),
+        nn.Flatten(),
+    ),
+    "frozen first": FrozenFirst,
+    "many tokens": lambda: nn.Sequential(nn.Unflatten(1, (6, 1)), nn.Linear(1, 2), nn.GELU(), nn.Linear(2, 2)),
 }
 
 
@@ -135,13 +172,48 @@ def test_networks_that_can_be_clipped_pass(network: nn.Module) -> None:
 
 def test_a_loss_that_is_not_one_value_a_unit_is_refused() -> None:
     network = nn.Linear(6, 4).train()
-    with pytest.raises(ValueError, match="one value for each of 3 units"):
+    with pytest.raises(ValueError, match="need a value for each of 3 units"):
         ClippingEngine(network, 1.0).add(lambda: network(batch(3)).square().sum(1), 3)
 
 
-def test_clipping_scales_only_what_is_longer() -> None:
-    rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
-    torch.testing.assert_close(clip(rows, 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+def test_norms_are_those_of_a_loop_over_units(network: nn.Module) -> None:
+    x = batch(4)
+    norms = gradient_norms(network, lambda: unit_losses(network, x), 4)
+    alone = [oracle(network, x[unit * VIEWS : (unit + 1) * VIEWS], 1e9).norm() for unit in range(4)]
+    torch.testing.assert_close(norms, torch.stack(alone), rtol=1e-5, atol=1e-7)
+
+
+def test_a_pass_leaves_the_network_as_it_was(network: nn.Module) -> None:
+    network.register_parameter("frozen", nn.Parameter(torch.ones(1), requires_grad=False))
+    before = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    with pytest.raises(RuntimeError, match="planted"):
+        unit_shares(network, lambda: torch.zeros(1) + broken(network), 4)
+    gradient_norms(network, lambda: unit_losses(network, batch(4)), 4)
+    assert {name: parameter.requires_grad for name, parameter in network.named_parameters()} == before
+    assert not any(module._forward_hooks or module._backward_hooks for module in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def broken(network: nn.Module) -> Tensor:
+    network(batch(4))
+    raise RuntimeError("planted")
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_both_ways_to_a_norm_agree(tokens: int) -> None:
+    random = torch.Generator().manual_seed(tokens)
+    inputs = torch.randn(5, 2, tokens, 7, generator=random)
+    factors = Factors(inputs, torch.randn(5, 2, tokens, 4, generator=random))
+    assert factors.cheaper_as_rows == (tokens > 3)
+    torch.testing.assert_close(factors.squared_norms(), factors.rows().squared_norms(), rtol=1e-5, atol=0)
+    weights = torch.rand(5, generator=random)
+    torch.testing.assert_close(factors.weighted_sum(weights), factors.rows().weighted_sum(weights))
+
+
+def test_norms_of_units_that_cancel_are_never_below_zero() -> None:
+    inputs = torch.full((1, 1, 2, 3), 1e3)
+    outputs = torch.tensor([1.0, -1.0]).reshape(1, 1, 2, 1)
+    assert Factors(inputs, outputs).squared_norms().tolist() == [0.0]
 
 
 def test_a_clip_norm_that_is_not_positive_is_refused() -> None:

@@ -1,0 +1,118 @@
+"""What a layer's call contributes to every unit's gradient, in the form in which norms and clipped sums cost least.
+
+Source: Bu et al. 2022, "Differentially private optimization on large model at small cost" (arXiv 2210.00038).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["FACTORED", "Factors", "Rows", "Share", "joined"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Gradients written out, one row a unit."""
+
+    values: Float[Tensor, "units numbers"]
+
+    def squared_norms(self) -> Float[Tensor, " units"]:
+        """Of each unit's row, in double precision."""
+        norms: Tensor = torch.linalg.vector_norm(self.values, dim=1, dtype=torch.float64)
+        return norms.square()
+
+    def weighted_sum(self, factors: Float[Tensor, " units"]) -> Float[Tensor, " numbers"]:
+        """The sum of the rows, each times its factor."""
+        return factors @ self.values
+
+    def rows(self) -> Rows:
+        """Itself."""
+        return self
+
+    def only(self, finite: Tensor) -> Rows:
+        """The same with every other unit's row zero."""
+        return Rows(torch.where(finite[:, None], self.values, 0.0))
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A weight matrix's gradients as what they are products of: unit u's block is `outputs[u].T @ inputs[u]`.
+
+    Args:
+        inputs: what the layer saw, for each token and each group of channels.
+        outputs: the loss's gradient with respect to what the layer gave.
+    """
+
+    inputs: Float[Tensor, "units groups tokens seen"]
+    outputs: Float[Tensor, "units groups tokens given"]
+
+    @property
+    def cheaper_as_rows(self) -> bool:
+        """Whether a unit's written-out gradient is smaller than the two Gram matrices that its norm would need."""
+        return 2 * self.inputs.shape[2] ** 2 >= self.inputs.shape[3] * self.outputs.shape[3]
+
+    def squared_norms(self) -> Float[Tensor, " units"]:
+        """The ghost identity: the sum over pairs of tokens of the products of their inputs' and outputs' products."""
+        seen, given = self.inputs @ self.inputs.mT, self.outputs @ self.outputs.mT
+        return seen.mul_(given).sum(dim=(1, 2, 3), dtype=torch.float64).clamp_(min=0.0)
+
+    def weighted_sum(self, factors: Float[Tensor, " units"]) -> Float[Tensor, " numbers"]:
+        """One contraction over units and tokens, as in an ordinary backward pass."""
+        outputs = self.outputs * factors[:, None, None, None]
+        return torch.einsum("ugto,ugti->goi", outputs, self.inputs).flatten()
+
+    def rows(self) -> Rows:
+        """Written out."""
+        return Rows((self.outputs.mT @ self.inputs).flatten(1))
+
+    def only(self, finite: Tensor) -> Factors:
+        """The same with every other unit's inputs and outputs zero: 0 * NaN would be NaN."""
+        keep = finite[:, None, None, None]
+        return Factors(torch.where(keep, self.inputs, 0.0), torch.where(keep, self.outputs, 0.0))
+
+
+Share = Rows | Factors
+
+
+def joined(shares: Sequence[Share]) -> Share:
+    """Several calls' contributions to one parameter as one.
+
+    Factors are laid end to end along tokens: adding the norms of the calls instead would let too much through.
+    """
+    if len(shares) == 1:
+        return shares[0]
+    factors = [share for share in shares if isinstance(share, Factors)]
+    if len(factors) < len(shares):
+        return Rows(torch.stack([share.rows().values for share in shares]).sum(dim=0))
+    return Factors(torch.cat([f.inputs for f in factors], dim=2), torch.cat([f.outputs for f in factors], dim=2))
+
+
+def _linear(layer: nn.Linear, inputs: Tensor, outputs: Tensor, units: int) -> Factors:
+    return Factors(inputs.reshape(units, 1, -1, layer.in_features), outputs.reshape(units, 1, -1, layer.out_features))
+
+
+def _conv2d(layer: nn.Conv2d, images: Tensor, outputs: Tensor, units: int) -> Factors:
+    """Every output position is a token that saw a patch."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = functional.pad(images, layer._reversed_padding_repeated_twice, mode=mode)
+    columns = functional.unfold(padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
+    return Factors(_tokens(columns, layer.groups, units), _tokens(outputs.flatten(2), layer.groups, units))
+
+
+def _tokens(maps: Float[Tensor, "images channels positions"], groups: int, units: int) -> Tensor:
+    grouped = maps.reshape(units, len(maps) // units, groups, -1, maps.shape[-1])
+    return grouped.permute(0, 2, 1, 4, 3).flatten(2, 3)
+
+
+#: How the weight's gradient factors, by exact type of layer; every other parameter's is written out.
+FACTORED: dict[type[nn.Module], Callable[[Any, Tensor, Tensor, int], Factors]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv2d,
+}
