@@ -41,7 +41,7 @@ check: install-dev  ## linters, types, import contracts, doctests, tests
 test: check     ## what check does: linters, types, import contracts, doctests and tests
 
 test-slow: install-dev  ## the tests that take minutes: 200 kills, 100,000 damaged messages a decoder, whole runs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow -o addopts="-q --strict-markers" tests  # type checks at run time would take hours
 
 wheel: install-dev  ## dist/privfm-VERSION-py3-none-any.whl
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
