@@ -10,18 +10,22 @@ import numpy as np
 import pytest
 from replay import record
 from rounds import make_rig
+from sparse_rounds import SparseCoordinator, make_sparse_rig, play_sparse
 
 from privfm.secagg import Stage, VectorSpec
-from privfm.secagg.encoding import MessageError
-from privfm.secagg.framing import Signed
+from privfm.secagg.encoding import MessageError, Reader
+from privfm.secagg.framing import MESSAGE_LIMIT, Signed
 from privfm.secagg.messages import Agreement, Agreements, Cohort, Deal, Deliveries, KeyPackage, Reveal, Survivors
 from privfm.secagg.shamir import PRIME
+from privfm.secagg.sparse.messages import Anchor, Choice, Evidence, Masking, Neighbourhood, SparseDeliveries
+from privfm.secagg.stages import SparseStage
 from privfm.secagg.upload import add_upload
 
 INPUTS = 100_000
 QUICK = 600
 
 STORY = record(make_rig(5, length=3))
+SPARSE = play_sparse(SparseCoordinator(make_sparse_rig()))
 SPECS = STORY.rig.spec.vectors
 TOTAL = [np.zeros(3, np.uint32)]
 
@@ -44,6 +48,12 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "Agreement": (signed(Agreement), STORY.sent[Stage.AGREE]["h00"]),
     "Agreements": (Agreements.decode, STORY.incoming[Stage.UNMASK]["h00"]),
     "Reveal": (signed(Reveal), STORY.sent[Stage.UNMASK]["h00"]),
+    "Anchor": (Anchor.decode, SPARSE.mail[SparseStage.CHOOSE]["h00"]),
+    "Choice": (signed(Choice), SPARSE.sent[SparseStage.CHOOSE]["h00"]),
+    "Neighbourhood": (Neighbourhood.decode, SPARSE.mail[SparseStage.SHARE]["h00"]),
+    "SparseDeliveries": (SparseDeliveries.decode, SPARSE.mail[SparseStage.MASK]["h00"]),
+    "Masking": (signed(Masking), Reader(SPARSE.sent[SparseStage.MASK]["h00"]).blob(MESSAGE_LIMIT)),
+    "Evidence": (Evidence.decode, SPARSE.mail[SparseStage.UNMASK]["h00"]),
 }
 
 
