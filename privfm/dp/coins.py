@@ -11,12 +11,15 @@ import os
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from jaxtyping import Float, UInt64
 
 __all__ = ["Coins", "InjectedCoins", "Stream", "SystemCoins"]
 
-CHUNK_BYTES = 1 << 20
+CHUNK_PAIRS = 1 << 17
+_ZEROS = memoryview(bytes(8 * CHUNK_PAIRS))
+_EXPONENT_OF_ONE = np.uint64(0x3FF0000000000000)
 
 
 class Stream:
@@ -44,26 +47,35 @@ class Stream:
 
     def words(self, count: int) -> UInt64[np.ndarray, " count"]:
         """Return the next `count` words, uniform over 64 bits."""
-        return np.frombuffer(self.read(8 * count), dtype="<u8").astype(np.uint64)
+        words = np.empty(count, dtype="<u8")
+        target = words.view(np.uint8).data
+        for start in range(0, len(target), len(_ZEROS)):
+            piece = target[start : start + len(_ZEROS)]
+            self._encrypt.update_into(_ZEROS[: len(piece)], piece)
+        return words.astype(np.uint64, copy=False)
 
     def uniform(self, count: int) -> Float[np.ndarray, " count"]:
-        """Return `count` float64 values, uniform over the multiples of 2**-53 in [0, 1)."""
-        return (self.words(count) >> np.uint64(11)) * 2.0**-53
+        """Return `count` float64 values, uniform over the multiples of 2**-52 in [0, 1)."""
+        words = self.words(count)
+        np.right_shift(words, np.uint64(12), out=words)
+        np.bitwise_or(words, _EXPONENT_OF_ONE, out=words)
+        values = words.view(np.float64)  # in [1, 2): the fastest way from bits to numbers
+        return np.subtract(values, 1.0, out=values)
 
     def normal(self, count: int) -> Float[np.ndarray, " count"]:
         """Return `count` independent standard normal float64 values.
 
-        Source: Box & Muller 1958, with 53-bit uniforms, so that the tail reaches 8.5 standard deviations.
+        Source: Box & Muller 1958, with 52-bit uniforms, so that the tail reaches 8.4 standard deviations. torch
+        computes the functions, many at a time and on its threads.
         """
-        out = np.empty(count + count % 2)
-        pairs = CHUNK_BYTES // 16
-        for start in range(0, len(out) // 2, pairs):
-            size = min(pairs, len(out) // 2 - start)
-            radius = np.sqrt(-2.0 * np.log1p(-self.uniform(size)))
-            angle = 2.0 * np.pi * self.uniform(size)
-            out[2 * start : 2 * (start + size) : 2] = radius * np.cos(angle)
-            out[2 * start + 1 : 2 * (start + size) : 2] = radius * np.sin(angle)
-        return out[:count]
+        out = torch.empty(count + count % 2, dtype=torch.float64)
+        for pairs in torch.split(out, 2 * CHUNK_PAIRS):
+            size = len(pairs) // 2
+            radius = torch.from_numpy(self.uniform(size)).neg_().log1p_().mul_(-2.0).sqrt_()
+            angle = torch.from_numpy(self.uniform(size)).mul_(2.0 * np.pi)
+            torch.mul(radius, angle.cos(), out=pairs[:size])
+            torch.mul(radius, angle.sin_(), out=pairs[size:])
+        return out.numpy()[:count]
 
     def generator(self) -> np.random.Generator:
         """Return a numpy generator keyed by the stream, for choices that carry no guarantee (crops, masks)."""

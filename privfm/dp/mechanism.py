@@ -61,6 +61,6 @@ class StepMechanism:
         if clipped.clip_norm != self.clip_norm:
             raise ValueError(f"clip_norm={clipped.clip_norm} of the sum is not the mechanism's {self.clip_norm}")
         vector = clipped.vector
-        noise = stream.normal(vector.numel()) * (self.noise_multiplier * self.clip_norm)
-        noised = vector.double().cpu() + torch.from_numpy(noise)
-        return (noised / self.divisor).to(device=vector.device, dtype=vector.dtype)
+        noised = torch.from_numpy(stream.normal(vector.numel()))
+        noised.mul_(self.noise_multiplier * self.clip_norm).add_(vector.cpu()).div_(self.divisor)
+        return noised.to(device=vector.device, dtype=vector.dtype)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from privfm.dp.coins import InjectedCoins, Stream, SystemCoins
+from privfm.dp.coins import CHUNK_PAIRS, InjectedCoins, Stream, SystemCoins
 
 
 def test_a_stream_is_aes_256_in_counter_mode() -> None:
@@ -15,6 +15,18 @@ def test_reading_in_parts_gives_the_same_bytes() -> None:
     assert whole.read(100) == parts.read(33) + parts.read(67)
 
 
+def test_words_are_the_streams_bytes() -> None:
+    count = CHUNK_PAIRS + 3
+    assert Stream(bytes(32)).words(count).tobytes() == Stream(bytes(32)).read(8 * count)
+    assert Stream(bytes(32)).words(0).size == Stream(bytes(32)).normal(0).size == 0
+
+
+def test_both_halves_of_every_chunk_are_filled() -> None:
+    values = Stream(b"c" * 32).normal(2 * CHUNK_PAIRS + 5)
+    assert len(np.unique(values)) == len(values)
+    assert stats.kstest(values[-5:], "norm").pvalue > 1e-3
+
+
 def test_a_key_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="31 bytes"):
         Stream(bytes(31))
@@ -23,7 +35,7 @@ def test_a_key_of_another_length_is_refused() -> None:
 def test_normals_pass_a_kolmogorov_smirnov_test() -> None:
     values = Stream(b"k" * 32).normal(200_001)
     assert stats.kstest(values, "norm").pvalue > 1e-3
-    assert abs(np.corrcoef(values[::2][:100_000], values[1::2][:100_000])[0, 1]) < 0.02
+    assert abs(np.corrcoef(values[:100_000], values[100_001:])[0, 1]) < 0.02
 
 
 def test_normals_have_heavy_enough_tails() -> None:
