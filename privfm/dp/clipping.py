@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from privfm.dp.one_pass import unit_shares
-from privfm.dp.shares import Share
 from privfm.errors import ModelError
+from privfm.gradients import Share, unit_shares
 
 __all__ = ["ClippedSum", "ClippingEngine", "check_clippable", "gradient_norms"]
 

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privfm.dp.clipping import ClippingEngine, check_clippable, gradient_norms
-from privfm.dp.one_pass import unit_shares
-from privfm.dp.shares import Factors
 from privfm.errors import ModelError
+from privfm.gradients import Factors, unit_shares
 
 VIEWS = 3
 

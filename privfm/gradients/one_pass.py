@@ -18,8 +18,8 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
 from torch import Tensor, nn
 
-from privfm.dp.shares import FACTORED, Rows, Share, joined
 from privfm.errors import ModelError
+from privfm.gradients.shares import FACTORED, Rows, Share, joined
 
 __all__ = ["OnePassHooks", "unit_shares"]
 

@@ -1,0 +1,8 @@
+"""What each unit's gradient is made of, from one backward pass; private or not is decided elsewhere."""
+
+from __future__ import annotations
+
+from privfm.gradients.one_pass import unit_shares
+from privfm.gradients.shares import Factors, Rows, Share
+
+__all__ = ["Factors", "Rows", "Share", "unit_shares"]
