@@ -82,6 +82,8 @@ class ClippingEngine:
 
     def add(self, losses: Callable[[], Float[Tensor, " units"]], units: int) -> None:
         """Add the clipped gradients of `units` units, never split over two calls. A non-finite one counts as zero."""
+        if not units:
+            return
         shares = unit_shares(self._network, losses, units)
         norms = _norms(shares)
         finite = torch.isfinite(norms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from privfm.gradients.one_pass import unit_shares
+from privfm.gradients.one_pass import collected_shares, unit_shares
 from privfm.gradients.shares import Factors, Rows, Share
 
-__all__ = ["Factors", "Rows", "Share", "unit_shares"]
+__all__ = ["Factors", "Rows", "Share", "collected_shares", "unit_shares"]

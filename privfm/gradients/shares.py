@@ -14,7 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["FACTORED", "Factors", "Rows", "Share", "joined"]
+__all__ = ["FACTORED", "Factors", "Rows", "Share", "joined", "precise"]
+
+
+def precise(values: Tensor) -> Tensor:
+    """In single precision at least: norms and sums of half-precision numbers would be off by per cents."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 @dataclass(frozen=True)

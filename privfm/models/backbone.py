@@ -134,9 +134,9 @@ def build_backbone(spec: BackboneSpec, seed: int) -> Backbone:
     if spec not in _VERDICTS:
         _VERDICTS[spec] = examine(backbone, (spec.channels, spec.image_size, spec.image_size), spec.name)
     unreachable = _VERDICTS[spec].unreachable
-    loose = frozenset(name for name, value in backbone.named_parameters() if not value.requires_grad)
-    backbone.fix(loose | unreachable)
-    backbone.notes += tuple(f"{name}: fixed, hooks cannot collect its gradient" for name in sorted(unreachable))
+    untrained = frozenset(name for name, value in backbone.named_parameters() if not value.requires_grad)
+    backbone.fix(untrained | unreachable)
+    backbone.notes += tuple(f"{name}: fixed, its gradient per image is unknown" for name in sorted(unreachable))
     return backbone
 
 

@@ -38,9 +38,16 @@ def conv2d(layer: nn.Conv2d, activations: list[Tensor], backprops: Tensor) -> di
 
 
 def layer_norm(layer: nn.LayerNorm, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
-    """Gradients of a layer norm over the last dimension."""
+    """Gradients of a layer norm over the last dimensions."""
     normalised = functional.layer_norm(activations[0], layer.normalized_shape, eps=layer.eps)
-    return _affine(layer, normalised, backprops, tuple(range(1, backprops.dim() - 1)))
+    return _affine(layer, normalised, backprops, tuple(range(1, backprops.dim() - len(layer.normalized_shape))))
+
+
+def rms_norm(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
+    """Gradients of the scale of a norm that does not centre."""
+    normalised = functional.rms_norm(activations[0], layer.normalized_shape, eps=layer.eps)
+    product = normalised * backprops
+    return {layer.weight: _summed(product, tuple(range(1, product.dim() - len(layer.normalized_shape))))}
 
 
 def layer_norm_2d(layer: nn.LayerNorm, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
@@ -65,6 +72,10 @@ def layer_scale(layer: Any, activations: list[Tensor], backprops: Tensor) -> dic
 #: The rule for each layer type, looked up by exact type.
 RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
     (nn.Conv2d, conv2d),
+    (nn.LayerNorm, layer_norm),
+    (nn.GroupNorm, group_norm),
+    (nn.RMSNorm, rms_norm),
+    (timm.layers.RmsNorm, rms_norm),
     (timm.layers.LayerNorm, layer_norm),
     (timm.layers.LayerNormFp32, layer_norm),
     (timm.layers.LayerNorm2d, layer_norm_2d),

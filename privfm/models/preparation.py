@@ -1,4 +1,4 @@
-"""What is changed inside a timm model so that gradients per image are well defined and cheap to take."""
+"""What is changed inside a timm model so that gradients per image are well defined, and noised steps can train it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from privfm.models.positions import sincos_positions
 
 __all__ = ["prepare"]
 
+_SMALL = 0.01
+
 
 def prepare(network: nn.Module) -> tuple[str, ...]:
-    """Switch off what is random or in place, fix parameters that no layer owns, and say so in one line each.
-
-    A parameter that sits on a module with further parametrised modules below it (a position embedding, a class
-    token, a layer scale, a table of relative positions) would make hooks treat the whole module as one layer. It
-    keeps its value and its place in the state dict, and never trains.
-    """
+    """Switch off what is random or in place, give some parameters a better first value, and say so in a line each."""
     _quieten(network)
-    return _fix_loose_parameters(network)
+    return (*_settle_positions(network), *_settle_layer_scales(network))
 
 
 def _quieten(network: nn.Module) -> None:
@@ -31,30 +28,34 @@ def _quieten(network: nn.Module) -> None:
             module.drop_prob = 0.0  # type: ignore[assignment]
 
 
-def _fix_loose_parameters(network: nn.Module) -> tuple[str, ...]:
-    notes: dict[str, str] = {}
-    for module in network.modules():
-        own = dict(module.named_parameters(recurse=False))
-        if not own or not any(True for child in module.children() for _ in child.parameters()):
-            continue
-        for name, parameter in own.items():
-            parameter.requires_grad_(False)
-            notes[name] = f"{name}: {_settle(module, name, parameter)}"
-    return tuple(notes.values())
-
-
-def _settle(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
-    """Give a fixed parameter a sensible value; says which."""
-    grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
+def _settle_positions(network: nn.Module) -> tuple[str, ...]:
+    """Have a position embedding over a grid of patches begin with sines and cosines, which nothing has to learn."""
+    grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
+    positions = getattr(network, "pos_embed", None)
+    if grid is None or not isinstance(positions, nn.Parameter) or positions.dim() != 3:
+        return ()
+    waves = sincos_positions(grid[0], grid[1], positions.shape[-1])
+    prefix = positions.shape[1] - len(waves)
+    if prefix < 0:
+        return ()
     with torch.no_grad():
-        if name == "pos_embed" and grid is not None and parameter.dim() == 3:
-            positions = sincos_positions(grid[0], grid[1], parameter.shape[-1])
-            prefix = parameter.shape[1] - len(positions)
-            if prefix >= 0:
-                parameter.zero_()
-                parameter[0, prefix:] = positions
-                return "fixed to two-dimensional sine-cosine positions"
-        if name.startswith("gamma"):
-            parameter.fill_(1.0)
-            return "layer scale fixed to 1"
-    return "fixed at its first value"
+        positions.zero_()
+        positions[0, prefix:] = waves
+    return ("pos_embed: starts as two-dimensional sines and cosines",)
+
+
+def _settle_layer_scales(network: nn.Module) -> tuple[str, ...]:
+    """Have layer scales begin with 1: at a millionth, noised steps could not wake the blocks behind them."""
+    scales = [
+        (name, value)
+        for name, value in network.named_parameters()
+        if name.rpartition(".")[2].startswith(("gamma", "ls")) and value.dim() <= 1 and _is_small(value)
+    ]
+    for _, value in scales:
+        with torch.no_grad():
+            value.fill_(1.0)
+    return tuple(f"{name}: layer scale starts at 1" for name, _ in scales)
+
+
+def _is_small(scale: nn.Parameter) -> bool:
+    return bool((scale.abs() <= _SMALL).all()) and bool(scale.any())

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from opacus.grad_sample.grad_sample_module import GradSampleHooks
 from torch import Tensor, nn
 
 from privfm.errors import ModelError
+from privfm.gradients import collected_shares
 from privfm.models.creation import MODEL_FAULTS, first_line
 
 __all__ = ["Verdict", "examine"]
@@ -29,7 +29,7 @@ class Verdict:
     """What has to be done to a model so that it is sound.
 
     Attributes:
-        unreachable: parameters whose gradient per image hooks cannot collect; they must not train.
+        unreachable: parameters whose gradient per image is not understood; they must not train.
     """
 
     unreachable: frozenset[str]
@@ -74,7 +74,9 @@ def _give_up(network: nn.Module, unreachable: set[str], name: str) -> None:
         value.requires_grad_(value.requires_grad and key not in unreachable)
     trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
     if trained * 2 < sum(value.numel() for value in network.parameters()):
-        raise ModelError(f"backbone {name}: hooks cannot collect most of its gradients per image")
+        raise ModelError(
+            f"backbone {name}: most of its gradients per image are not understood; choose another (docs/backbones.md)"
+        )
 
 
 def _check_alone(network: nn.Module, images: Tensor, name: str) -> None:
@@ -97,55 +99,44 @@ def _check_alone(network: nn.Module, images: Tensor, name: str) -> None:
 
 
 def _disagreements(network: nn.Module, images: Tensor) -> set[str]:
-    """Trainable parameters whose hooked gradients are missing or are not those of each image alone."""
+    """Trainable parameters whose collected gradients are missing or are not those of each image alone."""
     expected = [_gradients(network, images[i : i + 1]) for i in range(len(images))]
-    collected = _hooked(network, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns where it finds no faster way to pull gradients back
+        collected = collected_shares(network, lambda: _scores(network(images)), len(images))
+    _forget(network)
     wrong = set()
     for key, value in network.named_parameters():
         if not value.requires_grad:
             continue
-        alone = torch.stack([gradients[key] for gradients in expected])
-        rows = collected[key]
-        if (
-            rows is None
-            or len(rows) % len(images)
-            or _differ(alone, rows.reshape(len(images), -1, *value.shape).sum(1))
-        ):
+        alone = torch.stack([gradients[key].flatten() for gradients in expected])
+        if value not in collected or _differ(alone, collected[value].rows().values):
             wrong.add(key)
     return wrong
 
 
 def _gradients(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
     trainable = {key: value for key, value in network.named_parameters() if value.requires_grad}
-    gradients = torch.autograd.grad(_score(network(image)), list(trainable.values()), allow_unused=True)
+    gradients = torch.autograd.grad(_scores(network(image)).sum(), list(trainable.values()), allow_unused=True)
     return {
         key: torch.zeros_like(value) if gradient is None else gradient
         for (key, value), gradient in zip(trainable.items(), gradients, strict=True)
     }
 
 
-def _hooked(network: nn.Module, images: Tensor) -> dict[str, Tensor | None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that images need no gradient, which is so
-        hooks = GradSampleHooks(network, loss_reduction="sum", strict=False)
-        try:
-            torch.autograd.backward(_score(network(images)))
-            samples = {key: getattr(value, "grad_sample", None) for key, value in network.named_parameters()}
-        finally:
-            hooks.cleanup()
+def _forget(network: nn.Module) -> None:
+    """Drop what Opacus leaves on layers."""
     for module in network.modules():
-        for leftover in ("activations", "max_batch_len"):
+        for leftover in ("activations", "max_batch_len", "ft_compute_sample_grad"):
             if hasattr(module, leftover):
                 delattr(module, leftover)
-    network.zero_grad(set_to_none=True)
-    return {key: value if isinstance(value, Tensor) else None for key, value in samples.items()}
 
 
-def _score(features: Tensor) -> Tensor:
-    """A number whose gradient reaches every feature differently; a sum over images."""
+def _scores(features: Tensor) -> Tensor:
+    """A number an image whose gradient reaches every feature differently."""
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(features.shape[1], dtype=features.dtype, generator=generator)
-    return (features * weights + features.square()).sum()
+    return (features * weights + features.square()).sum(dim=1)
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:

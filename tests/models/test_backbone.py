@@ -52,13 +52,6 @@ def test_nothing_in_place_random_or_batch_coupled_is_left(backbone: Backbone) ->
         assert not isinstance(module, torch.nn.Dropout) or module.p == 0.0
 
 
-def test_trainable_parameters_belong_to_layers_without_trainable_layers_below(backbone: Backbone) -> None:
-    for module in backbone.modules():
-        own = [value for value in module.parameters(recurse=False) if value.requires_grad]
-        below = [value for child in module.children() for value in child.parameters() if value.requires_grad]
-        assert not (own and below), type(module).__name__
-
-
 def test_fixed_names_are_the_parameters_without_gradient(backbone: Backbone) -> None:
     assert backbone.fixed == {name for name, value in backbone.named_parameters() if not value.requires_grad}
 

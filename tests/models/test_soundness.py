@@ -70,6 +70,18 @@ class Bypassing(Plain):
         return nn.functional.linear(self.first(images.flatten(1)).tanh(), self.last.weight, self.last.bias)
 
 
+class Summing(Plain):
+    """Its last weight meets the images in an operation that says nothing about where the batch is."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images.flatten(1)).tanh()
+        return torch.einsum("bi,oi->bo", hidden, self.last.weight) + self.last.bias
+
+
+def test_a_weight_behind_its_layers_back_is_followed() -> None:
+    assert examine(Toy(Bypassing()), SHAPE, "toy").unreachable == frozenset()
+
+
 SHAPE = (1, 4, 4)
 
 
@@ -86,16 +98,17 @@ def test_unsound_models_are_refused(body: type[nn.Module], reason: str) -> None:
         examine(Toy(body()), SHAPE, "toy")
 
 
-@pytest.mark.parametrize(("body", "layer"), [(Transposed, "side"), (Bypassing, "last")])
-def test_gradients_that_hooks_cannot_collect_are_named(body: type[nn.Module], layer: str) -> None:
-    unreachable = examine(Toy(body()), SHAPE, "toy").unreachable
-    assert unreachable == {f"timm.{layer}.weight", f"timm.{layer}.bias"}
+@pytest.mark.parametrize(
+    ("body", "names"), [(Transposed, {"timm.side.weight", "timm.side.bias"}), (Summing, {"timm.last.weight"})]
+)
+def test_gradients_that_cannot_be_collected_are_named(body: type[nn.Module], names: set[str]) -> None:
+    assert examine(Toy(body()), SHAPE, "toy").unreachable == names
 
 
 def test_a_model_of_such_gradients_is_refused() -> None:
-    body = Bypassing()
+    body = Summing()
     body.first.requires_grad_(False)
     body.first.weight.data = body.first.weight.data[:, :16]
     body.last = nn.Linear(8, 400)
-    with pytest.raises(ModelError, match="cannot collect most"):
+    with pytest.raises(ModelError, match="most of its gradients"):
         examine(Toy(body), SHAPE, "toy")

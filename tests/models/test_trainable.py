@@ -17,7 +17,9 @@ class WithHead(nn.Module):
 
 
 def network(name: str = "test_vit") -> WithHead:
-    return WithHead(build_backbone(BackboneSpec(name), seed=0))
+    backbone = build_backbone(BackboneSpec(name), seed=0)
+    backbone.fix(frozenset({"timm.pos_embed"} & {key for key, _ in backbone.named_parameters()}))
+    return WithHead(backbone)
 
 
 def trained(model: nn.Module) -> set[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from opacus.grad_sample.grad_sample_module import GradSampleHooks
 from torch import Tensor
 
+from privfm.gradients import collected_shares
 from privfm.models import BackboneSpec, build_backbone, set_trainable
 from privfm.objectives import MaskedAutoEncoding, Network, Objective
 
@@ -67,21 +67,15 @@ def test_removing_another_unit_leaves_a_unit_s_gradient(case: Case) -> None:
     assert_same(gradient(case, views, [0, 1, 2], of=1), gradient(case, views[1:2], [1], of=0))
 
 
-def test_hooks_collect_each_unit_s_gradient(case: Case) -> None:
+def test_one_backward_pass_finds_each_unit_s_gradient(case: Case) -> None:
     objective, network, views = case
     expected = [gradient(case, views[unit : unit + 1], [unit], of=0) for unit in range(UNITS)]
-    hooks = GradSampleHooks(network, loss_reduction="sum", strict=False)
-    try:
-        objective.unit_losses(network, views, rngs([0, 1, 2])).sum().backward()
-        for name, value in network.named_parameters():
-            if value.requires_grad:
-                collected = value.grad_sample.reshape(UNITS, -1, *value.shape).sum(dim=1)
-                alone = torch.stack([gradients[name] for gradients in expected])
-                scale = float(alone.abs().max())
-                torch.testing.assert_close(collected, alone, rtol=1e-7, atol=1e-9 * scale)
-    finally:
-        hooks.cleanup()
-        network.zero_grad(set_to_none=True)
+    shares = collected_shares(network, lambda: objective.unit_losses(network, views, rngs([0, 1, 2])), UNITS)
+    for name, value in network.named_parameters():
+        if value.requires_grad:
+            alone = torch.stack([gradients[name].flatten() for gradients in expected])
+            scale = float(alone.abs().max())
+            torch.testing.assert_close(shares[value].rows().values, alone, rtol=1e-7, atol=1e-9 * scale)
 
 
 def test_a_unit_s_loss_is_the_mean_over_its_views(case: Case) -> None:
@@ -95,7 +89,8 @@ def test_a_unit_s_loss_is_the_mean_over_its_views(case: Case) -> None:
 def test_every_trainable_parameter_is_used(case: Case) -> None:
     _, network, views = case
     for name, value in gradient(case, views, [0, 1, 2], of=0).items():
-        assert value.abs().max() > 0, name
+        alone = "relative_position" in name and "layers.3" in name  # a window of one patch
+        assert (value.abs().max() > 0) != alone, name
     assert all(not value.requires_grad for name, value in network.named_parameters() if name in network.fixed)
 
 
@@ -147,4 +142,3 @@ def test_networks_can_be_trained_in_part(which: str) -> None:
         network = objective.build(build_backbone(BACKBONES["vit"], seed=0), seed=1)
         count = set_trainable(network, which)
         assert 0 < count <= sum(value.numel() for value in network.parameters())
-        assert not network.backbone.timm.pos_embed.requires_grad
