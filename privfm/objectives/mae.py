@@ -51,7 +51,12 @@ class MaskedAutoEncoding:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} must lie between 0 and 1")
 
-    def build(self, backbone: Backbone, seed: int) -> Network:
+    @property
+    def public_images(self) -> int:
+        """None: an image is compared with itself alone."""
+        return 0
+
+    def build(self, backbone: Backbone, seed: int, public: Float[Tensor, "public c h w"] | None = None) -> Network:
         """The backbone with a freshly drawn decoder."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from privfm.models import Backbone
 
-__all__ = ["Network", "Objective"]
+__all__ = ["Network", "Objective", "Reconstructs"]
 
 
 class Network(nn.Module):
@@ -21,6 +21,7 @@ class Network(nn.Module):
     Attributes:
         backbone: the part that is kept after training.
         fixed: names of the parameters that never train, relative to this module.
+        feature_width: length of the features that `Objective.losses_and_features` gives.
     """
 
     backbone: Backbone
@@ -29,6 +30,7 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.fixed = frozenset(f"backbone.{name}" for name in backbone.fixed)
+        self.feature_width = backbone.map_width
 
     def fix_unused(self, loss: Tensor) -> None:
         """Take the parameters that this loss does not depend on out of training, such as a norm before a classifier."""
@@ -37,6 +39,13 @@ class Network(nn.Module):
         self.fixed |= {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
         for name, value in self.named_parameters():
             value.requires_grad_(name not in self.fixed)
+
+    def refresh(self) -> None:
+        """Let whatever follows the weights catch up with them; nothing, unless the objective has a teacher.
+
+        Preconditions: the weights are a released model, or come from noised gradients alone. Whoever writes a model
+        into the network calls this, and a step of an optimiser does not.
+        """
 
 
 @runtime_checkable
@@ -50,8 +59,17 @@ class Objective(Protocol):
     @property
     def name(self) -> str: ...
 
-    def build(self, backbone: Backbone, seed: int) -> Network:
-        """The backbone with a freshly drawn head; the same seed gives the same head."""
+    @property
+    def public_images(self) -> int:
+        """How many images that are nobody's the loss compares with; 0 for most objectives."""
+        ...
+
+    def build(self, backbone: Backbone, seed: int, public: Float[Tensor, "public c h w"] | None = None) -> Network:
+        """The backbone with a freshly drawn head; the same seed gives the same head.
+
+        Args:
+            public: `public_images` standardised images that are nobody's, the same for all units.
+        """
         ...
 
     def unit_losses(
@@ -76,6 +94,11 @@ class Objective(Protocol):
     ) -> tuple[Float[Tensor, " units"], Float[Tensor, "units views d"]]:
         """The same losses, and the pooled features of each view on the way to them; for training on public images."""
         ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """An objective whose network predicts pixels, which can be looked at."""
 
     def reconstruct(
         self, network: Network, images: Float[Tensor, "b c h w"], rng: np.random.Generator

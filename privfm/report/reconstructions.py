@@ -17,6 +17,7 @@ from torch import Tensor
 from privfm.data import hold_out, load_images
 from privfm.data.views import standardise
 from privfm.federation.network import load_network
+from privfm.objectives import Reconstructs
 from privfm.plan import Plan
 
 __all__ = ["Reconstruction", "reconstruct_public_images"]
@@ -39,6 +40,8 @@ class Reconstruction:
 def reconstruct_public_images(directory: Path) -> tuple[Reconstruction, ...]:
     """Return built-in photographs as they are, as the run's network saw them, and as it rebuilt them.
 
+    There are none of a network whose objective predicts no pixels.
+
     Guarantees: only images that come with the installation are read, whatever the run was trained on. A run on those
     very images has kept the ones that are shown here out of training, unless its plan holds nobody out.
 
@@ -46,6 +49,8 @@ def reconstruct_public_images(directory: Path) -> tuple[Reconstruction, ...]:
         PlanError, RunError: the run's plan or network cannot be read.
     """
     learner = load_network(directory)
+    if not isinstance(learner.objective, Reconstructs):
+        return ()
     names, images = _public_images(learner.plan)
     learner.network.eval()
     seen, rebuilt = learner.objective.reconstruct(
