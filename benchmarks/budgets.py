@@ -1,6 +1,6 @@
 """Budgets: how long planning takes, how near it comes to its target, and how near the accountant is to a finer grid.
 
-    python -m benchmarks.budget --json [--hospitals 100] [--steps 10000] [--processes 2]
+    python -m benchmarks.budgets --json [--hospitals 100] [--steps 10000] [--processes 2]
 
 Hospitals differ in sampling rate, epsilon and delta. `share` is the calibrated epsilon over its target; `finer` is the
 epsilon that was reported over that of a grid eight times as fine, for some of the hospitals. `wall_s` includes starting

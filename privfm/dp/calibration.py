@@ -91,21 +91,30 @@ def calibrate_noises(
 ) -> tuple[CalibratedNoise, ...]:
     """`calibrate_noise` for many hospitals; equal requests are worked out once.
 
+    Preconditions: worker processes import the program's main module, which has to start nothing on being imported.
+
     Args:
-        processes: worker processes; None takes one for few requests and two otherwise.
+        processes: worker processes; None takes one for fewer than 24 different requests and two otherwise.
 
     >>> few = calibrate_noises([NoiseRequest(8.0, 1e-5, 0.1, 100)] * 3, accountant="rdp")
     >>> len(set(few))
     1
     """
-    distinct = list(dict.fromkeys(requests))
+    distinct = tuple(dict.fromkeys(requests))
     processes = processes or (2 if len(distinct) >= _PARALLEL_FROM and accountant == "pld" else 1)
     if processes == 1:
         return tuple(_calibrated(request, accountant) for request in requests)
+    found = _calibrated_by_many(distinct, accountant, processes)
+    return tuple(found[request] for request in requests)
+
+
+@lru_cache(maxsize=8)  # a plan is completed more than once, and what workers remember ends with them
+def _calibrated_by_many(
+    distinct: tuple[NoiseRequest, ...], accountant: str, processes: int
+) -> dict[NoiseRequest, CalibratedNoise]:
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         results = pool.map(_calibrated, distinct, [accountant] * len(distinct), chunksize=4)
-        found = dict(zip(distinct, results, strict=True))
-    return tuple(found[request] for request in requests)
+        return dict(zip(distinct, results, strict=True))
 
 
 def calibrate_noise_under(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from privfm.dp.accounting import epsilon
-from privfm.dp.calibration import calibrate_noise
+from privfm.dp.calibration import NoiseRequest, calibrate_noises
 from privfm.dp.events import SampledGaussian
 from privfm.dp.mechanism import StepMechanism
 from privfm.errors import PlanError
@@ -47,7 +47,7 @@ def complete_plan(plan: Plan, nominal_units: Mapping[HospitalId, int], clip_norm
     plan = plan.model_copy(update={"privacy": privacy, "model": _named_backbone(plan)})
     declared = plan.hospitals or tuple(HospitalPlan(id=name, nominal_units=n) for name, n in nominal_units.items())
     _check_delta(plan, declared)
-    hospitals = tuple(sorted((_with_noise(plan, hospital) for hospital in declared), key=lambda each: each.id))
+    hospitals = tuple(sorted(_with_noise(plan, declared), key=lambda each: each.id))
     whole = plan.model_copy(update={"hospitals": hospitals})
     secagg = whole.secagg.model_copy(update={"threshold": threshold_of(whole), "clamp": _clamp(whole)})
     return Plan.model_validate(whole.model_copy(update={"secagg": secagg}).model_dump())
@@ -67,27 +67,38 @@ def _named_backbone(plan: Plan) -> ModelPlan:
     return plan.model.model_copy(update={"backbone": spec.name, **shape})
 
 
-def _with_noise(plan: Plan, hospital: HospitalPlan) -> HospitalPlan:
-    """Return the hospital with a noise multiplier that keeps it within its epsilon, retries included."""
-    allowed, rate = plan.epsilon(hospital), plan.sample_rate(hospital)
-    if hospital.noise_multiplier is None:
-        return hospital.model_copy(update={"noise_multiplier": _calibrated(plan, allowed, rate)})
-    event = SampledGaussian(rate, hospital.noise_multiplier, plan.reserved_steps)
+def _with_noise(plan: Plan, hospitals: Sequence[HospitalPlan]) -> Iterator[HospitalPlan]:
+    """Return every hospital with a noise multiplier that keeps it within its epsilon, retries included."""
+    computed = iter(_calibrated(plan, [each for each in hospitals if each.noise_multiplier is None]))
+    for hospital in hospitals:
+        if hospital.noise_multiplier is None:
+            yield hospital.model_copy(update={"noise_multiplier": next(computed)})
+        else:
+            _check_noise(plan, hospital, hospital.noise_multiplier)
+            yield hospital
+
+
+def _check_noise(plan: Plan, hospital: HospitalPlan, noise_multiplier: float) -> None:
+    allowed = plan.epsilon(hospital)
+    event = SampledGaussian(plan.sample_rate(hospital), noise_multiplier, plan.reserved_steps)
     spent = epsilon([event], plan.privacy.delta)
     if spent > allowed:
         raise PlanError(
-            f"hospitals: {hospital.id}: noise_multiplier {hospital.noise_multiplier} would spend epsilon "
+            f"hospitals: {hospital.id}: noise_multiplier {noise_multiplier} would spend epsilon "
             f"{spent:.3f} of {allowed:g}; leave it out to have it computed"
         )
-    return hospital
 
 
-def _calibrated(plan: Plan, allowed: float, rate: float) -> float:
+def _calibrated(plan: Plan, hospitals: Sequence[HospitalPlan]) -> list[float]:
+    """Return the hospitals' noise, all worked out together: equal ones once, many in several processes."""
     delta, steps = plan.privacy.delta, plan.reserved_steps
+    requests = [NoiseRequest(plan.epsilon(each), delta, plan.sample_rate(each), steps) for each in hospitals]
     try:
-        return calibrate_noise(epsilon=allowed, delta=delta, sample_rate=rate, steps=steps)
+        return [each.noise_multiplier for each in calibrate_noises(requests)]
     except ValueError as error:
-        raise PlanError(f"privacy: epsilon {allowed:g}, delta {delta:g} over {steps} steps: {error}") from None
+        targets = sorted({f"{request.epsilon:g}" for request in requests}, key=float)
+        asked = targets[0] if len(targets) == 1 else f"{targets[0]} to {targets[-1]}"
+        raise PlanError(f"privacy: epsilon {asked}, delta {delta:g} over {steps} steps: {error}") from None
 
 
 def mechanism_of(plan: Plan, hospital: HospitalPlan) -> StepMechanism:

@@ -181,9 +181,13 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert not _imported(*command) & HEAVY
 
 
-def test_budget_is_free_of_torch() -> None:
+def test_budget_is_free_of_torch(tmp_path: Path) -> None:
     plan = ["budget", "plan", "--nominal-units", "60", "--sample-rate", "0.5", "--steps", "4"]
-    assert not _imported(*plan) & {"torch", "opacus", "timm", "torchvision"}
+    assert not _imported(*plan) & {"torch", "opacus", "timm", "torchvision", "matplotlib"}
+    three = "".join(f'[[hospitals]]\nid = "{name}"\nnominal_units = 60\n' for name in ("north", "south", "west"))
+    (tmp_path / "plan.toml").write_text(three)
+    many = ["budget", "plan", str(tmp_path / "plan.toml"), "--parameters", "5000"]
+    assert not _imported(*many) & {"torch", "opacus", "timm", "torchvision", "matplotlib"}
 
 
 def test_keys_are_free_of_torch(tmp_path: Path) -> None:

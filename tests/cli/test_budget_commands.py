@@ -47,22 +47,6 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_planning_meets_the_target_and_never_exceeds_it(capsys: pytest.CaptureFixture[str]) -> None:
-    rates = ["budget", "plan", "--nominal-units", "60", "--expected-units", "30"]
-    planned = _json(capsys, *rates, "--rounds", "10", "--local-steps", "2", "--epsilon", "4")
-    event = SampledGaussian(0.5, planned["noise_multiplier"], 24)
-    assert planned["steps"] == 24
-    assert planned["epsilon"] == epsilon([event], 1e-5)
-    assert 3.98 <= planned["epsilon"] <= 4.0
-    assert planned["noise_share"] == pytest.approx(planned["noise_multiplier"] / 30)
-
-
-def test_the_cost_of_a_given_noise(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["budget", "plan", "--nominal-units", "60", "--sample-rate", "0.5", "--steps", "8"]
-    planned = _json(capsys, *arguments, "--noise-multiplier", "2")
-    assert planned["epsilon"] == epsilon([SampledGaussian(0.5, 2.0, 8)], 1e-5)
-
-
 def test_showing_a_run_composes_each_ledger_under_the_plans_delta(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,10 @@
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 
+from privfm.dp import calibration
 from privfm.dp.accounting import epsilon
 from privfm.errors import PlanError
 from privfm.federation.planning import complete_plan, mechanism_of, update_weight, vector_spec
@@ -36,6 +39,42 @@ def test_a_noise_multiplier_that_spends_too_much_is_refused() -> None:
 def test_a_delta_beyond_what_can_be_computed_is_refused_in_a_line() -> None:
     with pytest.raises(PlanError, match="privacy: epsilon 8, delta 1e-15"):
         complete_plan(parse_plan({"privacy": {"delta": 1e-15}}), UNITS, 1.0)
+
+
+def test_equal_hospitals_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    worked_out: list[float] = []
+    search = calibration._search
+
+    def counted(*arguments: Any) -> float:
+        if arguments[2] == calibration._BAND:
+            worked_out.append(arguments[1])
+        return search(*arguments)
+
+    monkeypatch.setattr(calibration, "_search", counted)
+    calibration._calibrated.cache_clear()
+    hospitals = [
+        {"id": f"h{i}", "nominal_units": 10 + i, "epsilon": 1.5 + i % 3, "sample_rate": 0.3} for i in range(100)
+    ]
+    plan = complete_plan(parse_plan({"hospitals": hospitals}), {}, 1.0)
+    assert worked_out == [1.5, 2.5, 3.5]
+    assert len({each.noise_multiplier for each in plan.hospitals}) == 3
+
+
+def test_many_different_hospitals_are_worked_out_by_several_processes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def counted(processes: int, **options: Any) -> Any:
+        started.append(processes)
+        return ProcessPoolExecutor(processes, **options)
+
+    monkeypatch.setattr(calibration, "ProcessPoolExecutor", counted)
+    hospitals = [{"id": f"h{i}", "nominal_units": 10, "sample_rate": 0.1 + i / 100} for i in range(24)]
+    plan = parse_plan({"hospitals": hospitals, "privacy": {"epsilon": 3.3}})
+    whole = complete_plan(plan, {}, 1.0)
+    assert complete_plan(plan, {}, 1.0) == whole
+    assert started == [2]
+    for hospital in whole.hospitals:
+        assert 0.995 * 3.3 <= epsilon([mechanism_of(whole, hospital).event(24)], 1e-5) <= 3.3
 
 
 def test_a_complete_plan_is_complete_and_stays_as_it_is() -> None:

@@ -1,0 +1,274 @@
+"""`privfm budget plan`: noise for a guarantee, what a given noise costs, and how far that goes."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from privfm.errors import PlanError
+from privfm_cli.budget_questions import Asked, from_flags, from_plan
+from privfm_cli.console import WIDTH, Column, say, show, show_json, show_table
+
+if TYPE_CHECKING:
+    from privfm.dp.forecast import Forecast
+    from privfm.dp.outlook import Outlook
+
+__all__ = ["plan"]
+
+MANY = 24
+"""From so many different budgets on, curves are drawn and listed only when they are asked for: they take a minute."""
+
+SHOWN = 5
+"""Points of a curve in a table."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    asked: Asked
+    outlooks: tuple[Outlook, ...]
+    forecasts: tuple[Forecast, ...]
+    left_out: tuple[str, ...]
+
+
+def plan(
+    plan_file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PLAN.toml]", show_default=False, help="Many hospitals: its [[hospitals]]."),
+    ] = None,
+    nominal_units: Annotated[int | None, typer.Option(min=1, help="Declared number of patients.")] = None,
+    sample_rate: Annotated[float | None, typer.Option(help="A patient's chance to be drawn in a step.")] = None,
+    expected_units: Annotated[float | None, typer.Option(help="Instead: patients drawn in a step, on average.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Noisy steps, retries included.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Instead: rounds of the federation.")] = None,
+    local_steps: Annotated[
+        int | None, typer.Option(min=1, show_default="1", help="Noisy steps in a round, beside --rounds.")
+    ] = None,
+    retry_rounds: Annotated[
+        int | None, typer.Option(min=0, show_default="2", help="Rounds a crash may cost, beside --rounds.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(show_default="8.0", help="What may be spent.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(show_default="1e-05", help="Chance that the guarantee may fail with.")
+    ] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option(help="Instead of --epsilon: noise standard deviation over clip norm.")
+    ] = None,
+    parameters: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="a plan file's", help="Trained parameters, to forecast whether it can learn."),
+    ] = None,
+    hospitals: Annotated[
+        int | None, typer.Option(min=1, show_default="1", help="For the forecast: equal hospitals that are averaged.")
+    ] = None,
+    curve: Annotated[
+        bool | None, typer.Option("--curve/--no-curve", show_default="unless many", help="Epsilon along the way.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg|.png", help="Draw the curves. An existing file is replaced.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+) -> None:
+    """Say how much noise a guarantee needs, or what a given noise costs. Nothing is read or spent.
+
+    Flags describe one hospital, PLAN.toml as many as its [[hospitals]], each with its own patients, sampling rate
+    and epsilon.
+    """
+    typed = {
+        "--nominal-units": nominal_units,
+        "--sample-rate": sample_rate,
+        "--expected-units": expected_units,
+        "--steps": steps,
+        "--rounds": rounds,
+        "--local-steps": local_steps,
+        "--retry-rounds": retry_rounds,
+        "--epsilon": epsilon,
+        "--delta": delta,
+        "--noise-multiplier": noise_multiplier,
+    }
+    flags = {flag: value for flag, value in typed.items() if value is not None}
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise PlanError(f"--plot {plot}: must end in .svg or .png")
+    if plan_file is not None and hospitals is not None:
+        raise PlanError(f"--hospitals: {plan_file} says that; change it there, or leave the file out")
+    asked = from_flags(flags) if plan_file is None else from_plan(plan_file, flags)
+    answer = _answer(asked, parameters, hospitals or len(asked.questions), curve=True if plot else curve)
+    if plot is not None:
+        from privfm_cli.budget_plot import draw
+
+        draw(answer.outlooks, plot, local_steps=asked.local_steps)
+        say(f"drawn: {plot}")
+    if as_json:
+        show_json(_to_json(answer))
+    else:
+        _show(answer)
+
+
+def _answer(asked: Asked, parameters: int | None, averaged: int, *, curve: bool | None) -> _Answer:
+    from privfm.dp.outlook import look_ahead
+
+    left_out = []
+    different = len({(each.sample_rate, each.delta, each.epsilon, each.noise_multiplier) for each in asked.questions})
+    wanted = different < MANY if curve is None else curve
+    if curve is None and not wanted:
+        left_out.append(f"no curves: {different} different budgets would take long; --curve has them worked out")
+    try:
+        outlooks = look_ahead(asked.questions, curve_at=asked.curve_at() if wanted else ())
+    except ValueError as error:
+        raise PlanError(f"this cannot be planned: {error}") from None
+    for each in outlooks:
+        if each.question.epsilon is not None and each.epsilon > each.question.epsilon:
+            raise PlanError(
+                f"hospitals: {each.question.id}: noise_multiplier {each.noise_multiplier} would spend epsilon "
+                f"{each.epsilon:.3f} of {each.question.epsilon:g}; leave it out to have it computed"
+            )
+    count = parameters or _count(asked)
+    if count is None:
+        left_out.append("no forecast of whether this can learn: say how many parameters train, with --parameters")
+    return _Answer(
+        asked, outlooks, () if count is None else _forecasts(asked, outlooks, count, averaged), tuple(left_out)
+    )
+
+
+def _count(asked: Asked) -> int | None:
+    """Return how many parameters a plan file trains, which takes torch to find out."""
+    if asked.plan is None:
+        return None
+    from privfm.federation.network import build_learner, trained
+
+    return trained(build_learner(asked.plan).network).numel()
+
+
+def _forecasts(asked: Asked, outlooks: tuple[Outlook, ...], parameters: int, averaged: int) -> tuple[Forecast, ...]:
+    from privfm.dp.forecast import forecast
+
+    return tuple(
+        forecast(
+            parameters=parameters,
+            nominal_units=each.question.nominal_units,
+            sample_rate=each.question.sample_rate,
+            noise_multiplier=each.noise_multiplier,
+            steps=asked.steps,
+            hospitals=averaged,
+        )
+        for each in outlooks
+    )
+
+
+def _to_json(answer: _Answer) -> dict[str, Any]:
+    from privfm.dp.accounting import accountant_version
+
+    asked = answer.asked
+    forecasts = answer.forecasts or (None,) * len(answer.outlooks)
+    return {
+        "accountant": accountant_version("pld"),
+        "delta": asked.questions[0].delta,
+        "steps": asked.steps,
+        "steps_with_retries": asked.reserved_steps,
+        "local_steps": asked.local_steps,
+        "hospitals": [
+            {
+                "id": each.question.id,
+                "nominal_units": each.question.nominal_units,
+                "sample_rate": each.question.sample_rate,
+                "expected_units": each.expected_units,
+                "noise_multiplier": each.noise_multiplier,
+                "noise_share": each.noise_share,
+                "epsilon": each.epsilon,
+                "epsilon_allowed": each.question.epsilon,
+                "epsilon_after_second_run": each.epsilon_after_second_run,
+                "curve": [_point(point.steps, point.epsilon, asked.local_steps) for point in each.curve],
+                "forecast": None if forecast is None else asdict(forecast),
+            }
+            for each, forecast in zip(answer.outlooks, forecasts, strict=True)
+        ],
+        "left_out": list(answer.left_out),
+    }
+
+
+def _point(steps: int, epsilon: float, local_steps: int | None) -> dict[str, float]:
+    rounds = {} if local_steps is None else {"rounds": steps // local_steps}
+    return {**rounds, "steps": steps, "epsilon": epsilon}
+
+
+def _show(answer: _Answer) -> None:
+    if answer.asked.plan is None:
+        _show_one(answer.outlooks[0], answer.asked)
+    else:
+        _show_many(answer)
+    _show_curves(answer)
+    if answer.forecasts:
+        show()
+        worst = max(range(len(answer.forecasts)), key=lambda i: answer.forecasts[i].noise_to_signal)
+        forecast = answer.forecasts[worst]
+        where = "" if answer.asked.plan is None else f"at {answer.outlooks[worst].question.id} "
+        show(textwrap.fill(f"Can it learn? {forecast.verdict}: {where}{forecast.reason}.", WIDTH))
+    for line in answer.left_out:
+        say(line)
+
+
+def _show_one(each: Outlook, asked: Asked) -> None:
+    from privfm.dp.accounting import accountant_version
+
+    question = each.question
+    drawn = f"{each.expected_units:g} of {question.nominal_units} patients a step"
+    retries = "" if asked.reserved_steps == asked.steps else f", and {asked.reserved_steps - asked.steps} for retries"
+    show(f"noise multiplier   {each.noise_multiplier:.4f}")
+    show(f"epsilon spent      {each.epsilon:.4f} at delta {question.delta:g} ({accountant_version('pld')})")
+    show(f"steps              {asked.steps}{retries}")
+    show(f"sampling rate      {question.sample_rate:g}, {drawn}")
+    show(f"noise              {each.noise_share:.3g} clip norms in each coordinate of the averaged gradient")
+    show(f"a second such run  epsilon {each.epsilon_after_second_run:.4f} for both together")
+
+
+def _show_many(answer: _Answer) -> None:
+    columns = [
+        Column("hospital", right=False),
+        Column("nominal units"),
+        Column("sampling rate"),
+        Column("noise multiplier"),
+        Column("epsilon"),
+        Column("of allowed"),
+        Column("after a second run"),
+        *([Column("noise to signal")] if answer.forecasts else []),
+    ]
+    rows = [
+        (
+            each.question.id,
+            str(each.question.nominal_units),
+            f"{each.question.sample_rate:g}",
+            f"{each.noise_multiplier:.4f}",
+            f"{each.epsilon:.4f}",
+            f"{each.question.epsilon or 0:g}",
+            f"{each.epsilon_after_second_run:.4f}",
+            *([f"{answer.forecasts[i].noise_to_signal:.3g}"] if answer.forecasts else []),
+        )
+        for i, each in enumerate(answer.outlooks)
+    ]
+    show_table(columns, rows)
+    steps, retries = answer.asked.steps, answer.asked.reserved_steps - answer.asked.steps
+    show(
+        f"Epsilon is at delta {answer.asked.questions[0].delta:g}, after {steps} steps and {retries} more for retries."
+    )
+
+
+def _show_curves(answer: _Answer) -> None:
+    """Write a few points of each curve: one hospital down the page, many across it."""
+    curve = answer.outlooks[0].curve
+    if not curve:
+        return
+    along = sorted({round((len(curve) - 1) * k / (SHOWN - 1)) for k in range(SHOWN)})
+    local_steps = answer.asked.local_steps
+    unit = "steps" if local_steps is None else "rounds"
+    at = [str(curve[i].steps // (local_steps or 1)) for i in along]
+    show()
+    if answer.asked.plan is None:
+        show_table(
+            [Column(unit), Column("epsilon")], [(x, f"{curve[i].epsilon:.3f}") for x, i in zip(at, along, strict=True)]
+        )
+        return
+    columns = [Column(f"epsilon after {unit}:", right=False), *map(Column, at)]
+    show_table(columns, [(o.question.id, *(f"{o.curve[i].epsilon:.3f}" for i in along)) for o in answer.outlooks])

@@ -1,0 +1,124 @@
+"""What `privfm budget plan` was asked: one hospital by flags, or many by a plan file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from privfm.errors import PlanError
+
+if TYPE_CHECKING:
+    from privfm.dp.outlook import BudgetQuestion
+    from privfm.plan import Plan
+
+__all__ = ["Asked", "from_flags", "from_plan"]
+
+POINTS = 10
+"""Of a curve, beside its end."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Hospitals' budgets that are planned together.
+
+    Args:
+        questions: one for each hospital.
+        steps: noisy steps of each when nothing crashes.
+        reserved_steps: noisy steps that the noise has to suffice for: those and the retries.
+        local_steps: noisy steps in a round; None where only steps were named.
+        plan: the plan file, where there is one.
+    """
+
+    questions: tuple[BudgetQuestion, ...]
+    steps: int
+    reserved_steps: int
+    local_steps: int | None
+    plan: Plan | None = None
+
+    @property
+    def every(self) -> int:
+        """Steps that a curve goes forward at least: a round."""
+        return self.local_steps or 1
+
+    def curve_at(self) -> list[int]:
+        """Return the steps at which curves are read: early, evenly, at the plan's end and at its reserve's."""
+        last = self.steps // self.every
+        points = min(POINTS, last)
+        evenly = {round(last * k / points) for k in range(1, points + 1)}
+        early = {1, max(1, round(last / points / 3))}  # where curves bend
+        return [*(self.every * each for each in sorted(early | evenly)), self.reserved_steps]
+
+
+def from_flags(flags: dict[str, Any]) -> Asked:
+    """Return one hospital's question; `flags` holds those that were typed."""
+    from privfm.dp.outlook import BudgetQuestion
+
+    units = flags.get("--nominal-units")
+    if units is None:
+        raise PlanError("--nominal-units: say how many patients are declared, or give a plan file")
+    steps, reserved = _steps(flags)
+    noise, delta = flags.get("--noise-multiplier"), flags.get("--delta", 1e-5)
+    if noise is not None and "--epsilon" in flags:
+        raise PlanError("--epsilon or --noise-multiplier: give one of the two; the other is worked out")
+    epsilon = None if noise is not None else flags.get("--epsilon", 8.0)
+    for flag, value, most in (
+        ("--delta", delta, 0.1),
+        ("--epsilon", epsilon, 100.0),
+        ("--noise-multiplier", noise, 1e6),
+    ):
+        if value is not None and not 0 < value <= most:
+            raise PlanError(f"{flag} {value:g}: must be above 0 and at most {most:g}")
+    question = BudgetQuestion("hospital", units, _rate(flags, units), reserved, delta, epsilon, noise)
+    local_steps = flags.get("--local-steps", 1) if "--rounds" in flags else None
+    return Asked((question,), steps, reserved, local_steps)
+
+
+def _rate(flags: dict[str, Any], units: int) -> float:
+    sample_rate, expected_units = flags.get("--sample-rate"), flags.get("--expected-units")
+    if (sample_rate is None) == (expected_units is None):
+        raise PlanError("--sample-rate or --expected-units: give one of the two")
+    rate = float(sample_rate if sample_rate is not None else (expected_units or 0.0) / units)
+    if not 0 < rate <= 1:
+        flag = "--sample-rate" if sample_rate is not None else "--expected-units"
+        raise PlanError(f"{flag}: a sampling rate of {rate:g}; it must be above 0 and at most 1")
+    return rate
+
+
+def _steps(flags: dict[str, Any]) -> tuple[int, int]:
+    """Return the planned steps, and those with all retries."""
+    steps, rounds = flags.get("--steps"), flags.get("--rounds")
+    if (steps is None) == (rounds is None):
+        raise PlanError("--steps or --rounds: give one of the two")
+    if steps is not None:
+        for flag in ("--local-steps", "--retry-rounds"):
+            if flag in flags:
+                raise PlanError(f"{flag}: goes with --rounds; --steps already counts every step")
+        return steps, steps
+    local_steps = flags.get("--local-steps", 1)
+    return rounds * local_steps, (rounds + flags.get("--retry-rounds", 2)) * local_steps
+
+
+def from_plan(path: Path, flags: dict[str, Any]) -> Asked:
+    """Return the questions of a plan's hospitals; flags that a plan has keys for are refused beside it."""
+    from privfm.dp.outlook import BudgetQuestion
+    from privfm.plan import parse_plan, read_plan
+
+    if flags:
+        raise PlanError(f"{next(iter(flags))}: {path} says that; change it there, or leave the file out")
+    plan = parse_plan(read_plan(path), str(path))
+    if not plan.hospitals:
+        raise PlanError(f"{path}: has no [[hospitals]]; privfm plan check {path} reads them off the images")
+    questions = tuple(
+        BudgetQuestion(
+            id=each.id,
+            nominal_units=each.nominal_units,
+            sample_rate=plan.sample_rate(each),
+            steps=plan.reserved_steps,
+            delta=plan.privacy.delta,
+            epsilon=plan.epsilon(each),
+            noise_multiplier=each.noise_multiplier,
+        )
+        for each in plan.hospitals
+    )
+    return Asked(questions, plan.planned_steps, plan.reserved_steps, plan.federation.local_steps, plan)

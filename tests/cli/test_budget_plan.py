@@ -1,0 +1,208 @@
+"""`privfm budget plan`: what the library says of one hospital or of many, on any machine."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from privfm_cli.main import main
+
+from privfm.dp.accounting import epsilon
+from privfm.dp.events import SampledGaussian
+from privfm.dp.forecast import forecast
+
+RATES = ["budget", "plan", "--nominal-units", "60", "--sample-rate", "0.5"]
+PLAN = """
+[federation]
+rounds = 10
+local_steps = 2
+
+[[hospitals]]
+id = "north"
+nominal_units = 600
+sample_rate = 0.1
+
+[[hospitals]]
+id = "south"
+nominal_units = 60
+epsilon = 4.0
+
+[[hospitals]]
+id = "west"
+nominal_units = 60
+epsilon = 4.0
+"""
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == 0
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return printed
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    return path
+
+
+def test_a_target_is_met_and_never_exceeded(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = ["budget", "plan", "--nominal-units", "60", "--expected-units", "30"]
+    found = planned(capsys, *rates, "--rounds", "10", "--local-steps", "2", "--epsilon", "4")
+    (hospital,) = found["hospitals"]
+    event = SampledGaussian(0.5, hospital["noise_multiplier"], 24)
+    assert (found["steps"], found["steps_with_retries"]) == (20, 24)
+    assert hospital["epsilon"] == epsilon([event], 1e-5)
+    assert 3.98 <= hospital["epsilon"] <= 4.0
+    assert hospital["noise_share"] == pytest.approx(hospital["noise_multiplier"] / 30)
+
+
+def test_the_cost_of_a_given_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    (hospital,) = planned(capsys, *RATES, "--steps", "8", "--noise-multiplier", "2")["hospitals"]
+    assert hospital["epsilon"] == epsilon([SampledGaussian(0.5, 2.0, 8)], 1e-5)
+    assert hospital["epsilon_allowed"] is None
+
+
+def test_the_curve_and_the_second_run_are_the_accountants(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, *RATES, "--rounds", "30", "--local-steps", "2", "--noise-multiplier", "3")
+    (hospital,) = found["hospitals"]
+    one = SampledGaussian(0.5, 3.0, 1)
+    for point in hospital["curve"]:
+        assert point["steps"] == 2 * point["rounds"]
+        assert point["epsilon"] == epsilon([one.repeated(point["steps"])], 1e-5)
+    assert [point["rounds"] for point in hospital["curve"]] == [1, *range(3, 31, 3), 32]
+    assert hospital["curve"][-1]["epsilon"] == hospital["epsilon"]
+    assert hospital["epsilon_after_second_run"] == epsilon([one.repeated(128)], 1e-5)
+
+
+def test_a_table_shows_the_curve_and_what_a_second_run_would_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RATES, "--steps", "8", "--noise-multiplier", "2"]) == 0
+    printed = capsys.readouterr()
+    rows = [line.split() for line in printed.out.partition("steps  epsilon\n")[2].splitlines()]
+    assert [int(steps) for steps, _ in rows] == [1, 3, 5, 6, 8]
+    assert rows[-1][1] == f"{epsilon([SampledGaussian(0.5, 2.0, 8)], 1e-5):.3f}"
+    assert f"a second such run  epsilon {epsilon([SampledGaussian(0.5, 2.0, 16)], 1e-5):.4f}" in printed.out
+    assert "no forecast" in printed.err
+
+
+def test_a_forecast_needs_the_number_of_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    noise = ["--rounds", "10", "--noise-multiplier", "2"]
+    without = planned(capsys, *RATES, *noise)
+    assert without["hospitals"][0]["forecast"] is None
+    assert ["--parameters" in line for line in without["left_out"]] == [True]
+    found = planned(capsys, *RATES, *noise, "--parameters", "5000", "--hospitals", "5")["hospitals"][0]["forecast"]
+    wanted = forecast(
+        parameters=5000, nominal_units=60, sample_rate=0.5, noise_multiplier=2.0, steps=10, hospitals=5
+    )  # the retries are a reserve: they teach nothing
+    assert found["noise_to_signal"] == wanted.noise_to_signal
+    assert found["verdict"] == wanted.verdict
+
+
+def test_every_hospital_of_a_plan_has_its_own_numbers(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, "budget", "plan", str(plan_file), "--parameters", "5000")
+    north, south, west = found["hospitals"]
+    for hospital, rate, allowed in ((north, 0.1, 8.0), (south, 0.5, 4.0), (west, 0.5, 4.0)):
+        event = SampledGaussian(rate, hospital["noise_multiplier"], 24)
+        assert hospital["epsilon"] == epsilon([event], 1e-5)
+        assert 0.995 * allowed <= hospital["epsilon"] <= allowed
+        assert hospital["epsilon_allowed"] == allowed
+        assert hospital["forecast"]["noise_to_signal"] == pytest.approx(
+            hospital["noise_multiplier"] * math.sqrt(5000 / 3 / 20) / (rate * hospital["nominal_units"])
+        )
+    assert south["noise_multiplier"] == west["noise_multiplier"]
+
+
+def test_a_plans_parameters_are_counted(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from privfm.federation.network import build_learner, trained
+    from privfm.plan import parse_plan, read_plan
+
+    parameters = trained(build_learner(parse_plan(read_plan(plan_file))).network).numel()
+    counted = planned(capsys, "budget", "plan", str(plan_file))
+    assert (
+        counted["hospitals"]
+        == planned(capsys, "budget", "plan", str(plan_file), "--parameters", str(parameters))["hospitals"]
+    )
+
+
+def test_a_plan_for_training_needs_the_same_noise(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from privfm.federation.planning import complete_plan
+    from privfm.plan import parse_plan, read_plan
+
+    whole = complete_plan(parse_plan(read_plan(plan_file)), {}, clip_norm=1.0)
+    found = planned(capsys, "budget", "plan", str(plan_file), "--parameters", "5000")
+    assert [each["noise_multiplier"] for each in found["hospitals"]] == [
+        each.noise_multiplier for each in whole.hospitals
+    ]
+
+
+def test_many_different_budgets_have_curves_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "many.toml"
+    rows = (f'[[hospitals]]\nid = "h{i}"\nnominal_units = 9\nnoise_multiplier = {5 + i / 100}\n' for i in range(24))
+    path.write_text("".join(rows))
+    few = planned(capsys, "budget", "plan", str(path), "--parameters", "10")
+    assert few["hospitals"][0]["curve"] == []
+    assert "--curve" in few["left_out"][0]
+    assert planned(capsys, "budget", "plan", str(path), "--parameters", "10", "--curve")["hospitals"][0]["curve"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--epsilon", "4"], "--epsilon"),
+        (["--nominal-units", "9"], "--nominal-units"),
+        (["--hospitals", "9"], "--hospitals"),
+    ],
+)
+def test_what_a_plan_says_is_not_said_again(
+    arguments: list[str], names: str, plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["budget", "plan", str(plan_file), *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"privfm: error: {names}: {plan_file} says that")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--steps", "4", "--retry-rounds", "1"], "--retry-rounds: goes with --rounds"),
+        (["--steps", "4", "--epsilon", "4", "--noise-multiplier", "2"], "--epsilon or --noise-multiplier"),
+        (["--steps", "4", "--epsilon", "101"], "--epsilon 101"),
+        (["--steps", "4", "--delta", "1e-16"], "this cannot be planned: delta=1e-16"),
+        (["--steps", "4", "--plot", "curve.pdf"], "--plot curve.pdf: must end in .svg or .png"),
+        (["--steps", "4", "--plot", "none/curve.png"], "--plot none/curve.png: no folder none"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*RATES, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_plan_that_spends_too_much_or_names_nobody_is_refused(
+    plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_file.write_text(PLAN.replace("sample_rate = 0.1", "noise_multiplier = 0.5"))
+    assert main(["budget", "plan", str(plan_file)]) == 2
+    assert "north: noise_multiplier 0.5 would spend" in capsys.readouterr().err
+    plan_file.write_text("")
+    assert main(["budget", "plan", str(plan_file)]) == 2
+    assert "has no [[hospitals]]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "begins"), [("curve.png", b"\x89PNG"), ("curve.svg", b"<?xml")])
+def test_curves_are_drawn(
+    name: str, begins: bytes, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    assert main(["budget", "plan", str(plan_file), "--parameters", "10", "--plot", str(path)]) == 0
+    content = path.read_bytes()
+    assert content.startswith(begins)
+    if name.endswith("svg"):
+        assert all(f"<!-- {word}" in content.decode() for word in ("north, 7.9", "south", "west", "rounds", "epsilon"))
+    assert capsys.readouterr().err == f"drawn: {path}\n"
