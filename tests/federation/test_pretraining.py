@@ -29,7 +29,6 @@ def test_training_moves_the_weights_and_lowers_the_loss(tmp_path: Path) -> None:
         network.load_state_dict(weights, strict=True)
         losses.append(OBJECTIVE.unit_losses(network, views, [pretraining.np.random.default_rng(1)]).item())
     assert losses[1] < 0.97 * losses[0]
-    assert torch.equal(state["backbone.timm.pos_embed"], fresh.state_dict()["backbone.timm.pos_embed"])
     assert "nobody's data" in provenance.sentence
     assert provenance.weights in provenance.sentence
     assert "\n" not in provenance.sentence
