@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from typing import Any
 
 from privfm.dp.accounting import check_delta, check_epsilon
 from privfm.dp.accounting import epsilon as epsilon_of
@@ -20,6 +19,7 @@ from privfm.dp.events import SampledGaussian, compose
 from privfm.dp.filter import RdpFilter
 from privfm.dp.pld import limit_mu_squared, settled_grid
 from privfm.dp.sketch import sketch_epsilon
+from privfm.dp.workers import ask_workers, serve
 
 __all__ = [
     "LEAST_NOISE",
@@ -29,6 +29,7 @@ __all__ = [
     "calibrate_noise_under",
     "calibrate_noises",
     "cap_for_plan",
+    "serve_calibrations",
 ]
 
 LEAST_NOISE, _MOST_NOISE = 0.1, 1e6
@@ -39,6 +40,7 @@ _MOST_EVALUATIONS = 200
 _HUGE = 1e300
 _ORDER_FACTORS = tuple(2.0 ** (k / 8) for k in range(-24, 9))
 _LEAST_MU_SQUARED = 1e-12
+_WORKER = "from privfm.dp.calibration import serve_calibrations; serve_calibrations()"
 _PARALLEL_FROM = 24  # below this many requests, starting processes costs more than it saves
 
 
@@ -91,8 +93,6 @@ def calibrate_noises(
 ) -> tuple[CalibratedNoise, ...]:
     """`calibrate_noise` for many hospitals; equal requests are worked out once.
 
-    Preconditions: worker processes import the program's main module, which has to start nothing on being imported.
-
     Args:
         processes: worker processes; None takes one for fewer than 24 different requests and two otherwise.
 
@@ -112,9 +112,22 @@ def calibrate_noises(
 def _calibrated_by_many(
     distinct: tuple[NoiseRequest, ...], accountant: str, processes: int
 ) -> dict[NoiseRequest, CalibratedNoise]:
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        results = pool.map(_calibrated, distinct, [accountant] * len(distinct), chunksize=4)
-        return dict(zip(distinct, results, strict=True))
+    replies = ask_workers(_WORKER, [{**asdict(request), "accountant": accountant} for request in distinct], processes)
+    return {
+        request: _calibrated(request, accountant) if reply is None else CalibratedNoise(**reply)
+        for request, reply in zip(distinct, replies, strict=True)
+    }
+
+
+def serve_calibrations() -> None:
+    """Be a worker of `calibrate_noises`."""
+    serve(_reply)
+
+
+def _reply(job: dict[str, Any]) -> dict[str, float]:
+    spent = tuple(SampledGaussian(**event) for event in job.pop("spent"))
+    accountant = job.pop("accountant")
+    return asdict(_calibrated(NoiseRequest(**job, spent=spent), accountant))
 
 
 def calibrate_noise_under(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +24,7 @@ from privfm.dp.calibration import (
 )
 from privfm.dp.events import SampledGaussian
 from privfm.dp.filter import RdpFilter
+from privfm.dp.workers import ask_workers
 
 
 def share_of_target(request: NoiseRequest, noise_multiplier: float, accountant: str = "pld") -> float:
@@ -101,9 +106,43 @@ def test_many_hospitals_get_what_each_would_get_alone() -> None:
         assert found.epsilon == share_of_target(request, alone) * 8.0
 
 
-def test_worker_processes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_processes_find_the_same() -> None:
+    spent = (SampledGaussian(0.1, 4.0, 10),)
+    requests = [NoiseRequest(8.0, 1e-5, q, 50, spent) for q in (0.15, 0.25)]
+    jobs = [{**asdict(request), "accountant": "pld"} for request in requests]
+    alone = calibrate_noises(requests, processes=1)
+    assert ask_workers(calibration._WORKER, jobs, 2) == [asdict(each) for each in alone]
+    assert calibrate_noises(requests, processes=2) == alone
+
+
+@pytest.mark.parametrize("worker", ["raise SystemExit", "print('no JSON')", "input(); print('{')"])
+def test_what_workers_do_not_answer_is_worked_out_here(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_WORKER", worker)
+    calibration._calibrated_by_many.cache_clear()
     requests = [NoiseRequest(8.0, 1e-5, q, 50) for q in (0.15, 0.25)]
     assert calibrate_noises(requests, processes=2) == calibrate_noises(requests, processes=1)
+
+
+def test_what_cannot_be_calibrated_is_named_where_workers_calibrate() -> None:
+    requests = [NoiseRequest(8.0, delta, 0.15, 50) for delta in (1e-5, 2.0)]
+    with pytest.raises(ValueError, match=r"delta=2\.0"):
+        calibrate_noises(requests, processes=2)
+
+
+@pytest.mark.parametrize("by", ["file", "standard input"])
+def test_a_program_without_a_main_guard_runs_once(by: str, tmp_path: Path) -> None:
+    """Worker processes that import the main module would run it again, or not find it."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from privfm.dp import calibration\n"
+        "ask = calibration.ask_workers\n"
+        "calibration.ask_workers = lambda *arguments: print(ask(*arguments).count(None)) or ask(*arguments)\n"
+        "calibration.calibrate_noises([calibration.NoiseRequest(8.0, 1e-5, q, 5) for q in (0.1, 0.2)], processes=2)\n"
+    )
+    with program.open() as opened:
+        command = [sys.executable, *([str(program)] if by == "file" else ["-"])]
+        done = subprocess.run(command, stdin=opened, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 @settings(max_examples=20, deadline=None)

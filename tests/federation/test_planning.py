@@ -1,11 +1,11 @@
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
 
 from privfm.dp import calibration
 from privfm.dp.accounting import epsilon
+from privfm.dp.workers import ask_workers
 from privfm.errors import PlanError
 from privfm.federation.planning import complete_plan, mechanism_of, update_weight, vector_spec
 from privfm.ids import HospitalId
@@ -63,11 +63,11 @@ def test_equal_hospitals_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_many_different_hospitals_are_worked_out_by_several_processes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
 
-    def counted(processes: int, **options: Any) -> Any:
+    def counted(program: str, jobs: list[Any], processes: int) -> list[Any]:
         started.append(processes)
-        return ProcessPoolExecutor(processes, **options)
+        return ask_workers(program, jobs, processes)
 
-    monkeypatch.setattr(calibration, "ProcessPoolExecutor", counted)
+    monkeypatch.setattr(calibration, "ask_workers", counted)
     hospitals = [{"id": f"h{i}", "nominal_units": 10, "sample_rate": 0.1 + i / 100} for i in range(24)]
     plan = parse_plan({"hospitals": hospitals, "privacy": {"epsilon": 3.3}})
     whole = complete_plan(plan, {}, 1.0)
