@@ -17,6 +17,9 @@ __all__ = ["Asked", "from_flags", "from_plan"]
 POINTS = 10
 """Of a curve, beside its end."""
 
+MOST_STEPS = 10**6
+"""Noisy steps that are planned for; the accountant's time grows with them, and nobody trains for as many."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -58,6 +61,8 @@ def from_flags(flags: dict[str, Any]) -> Asked:
     if units is None:
         raise PlanError("--nominal-units: say how many patients are declared, or give a plan file")
     steps, reserved = _steps(flags)
+    if reserved > MOST_STEPS:
+        raise PlanError(f"{'--steps' if '--steps' in flags else '--rounds'}: {reserved} steps; at most {MOST_STEPS}")
     noise, delta = flags.get("--noise-multiplier"), flags.get("--delta", 1e-5)
     if noise is not None and "--epsilon" in flags:
         raise PlanError("--epsilon or --noise-multiplier: give one of the two; the other is worked out")

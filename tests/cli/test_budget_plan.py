@@ -170,6 +170,8 @@ def test_what_a_plan_says_is_not_said_again(
         (["--steps", "4", "--retry-rounds", "1"], "--retry-rounds: goes with --rounds"),
         (["--steps", "4", "--epsilon", "4", "--noise-multiplier", "2"], "--epsilon or --noise-multiplier"),
         (["--steps", "4", "--epsilon", "101"], "--epsilon 101"),
+        (["--steps", "1000001"], "--steps: 1000001 steps; at most 1000000"),
+        (["--rounds", "1000", "--local-steps", "1000"], "--rounds: 1002000 steps; at most 1000000"),
         (["--steps", "4", "--delta", "1e-16"], "this cannot be planned: delta=1e-16"),
         (["--steps", "4", "--plot", "curve.pdf"], "--plot curve.pdf: must end in .svg or .png"),
         (["--steps", "4", "--plot", "none/curve.png"], "--plot none/curve.png: no folder none"),
