@@ -1,6 +1,6 @@
 """`privfm budget`: what a guarantee costs, what a ledger has spent, and whether it was tampered with.
 
-Only `recover`, which works on a run's folder, loads torch.
+Only what works on a run's folder loads torch: `statement`, `recover`, and `verify` of one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from privfm.errors import InputError
 from privfm_cli.budget_plan import plan
 from privfm_cli.console import Column, show, show_json, show_table
 
@@ -35,7 +36,8 @@ def show_spending(path: Ledgers, delta: Delta = None, as_json: Json = False) -> 
 
     found = read_spending(path, delta)
     if as_json:
-        show_json({"hospitals": [asdict(hospital) for hospital in found]})
+        composed = None if found.composed is None else found.composed.model_dump(mode="json")
+        show_json({"hospitals": [asdict(hospital) for hospital in found.hospitals], "composed": composed})
         return
     show_table(
         [
@@ -59,9 +61,12 @@ def show_spending(path: Ledgers, delta: Delta = None, as_json: Json = False) -> 
                 str(sum(run.rounds_charged for run in hospital.runs)),
                 "yes" if any(not run.private for run in hospital.runs) else "no",
             )
-            for hospital in found
+            for hospital in found.hospitals
         ],
     )
+    if found.composed is not None:
+        places = ", ".join(found.composed.hospitals)
+        show(f"A patient seen at {places}: epsilon {found.composed.epsilon:.3f} at delta {found.composed.delta:g}.")
 
 
 @commands.command("verify")
@@ -75,6 +80,28 @@ def verify(path: Ledgers, as_json: Json = False) -> None:
         return
     for ledger in checked:
         show(f"{ledger.hospital}  whole  newest entry {ledger.head[:16]}  {ledger.path}")
+
+
+@commands.command("statement")
+def statement(path: Ledgers, as_json: Json = False) -> None:
+    """Write a run's privacy statement, as its ledgers stand now: of its folder, or of one ledger inside of it."""
+    from privfm_cli.spending import run_of
+
+    found = run_of(path)
+    if found is None:
+        raise InputError(
+            f"{path}: a statement needs the run's plan; give a run's folder or a ledger inside of one "
+            "(privfm budget show says what any ledger has spent)"
+        )
+    from privfm.federation.directory import RunDirectory
+    from privfm.federation.stating import state_run
+
+    root, hospital = found
+    stated = state_run(RunDirectory.existing(root), hospital)
+    if as_json:
+        show_json(stated.model_dump(mode="json"))
+    else:
+        show(stated.to_text().rstrip())
 
 
 @commands.command("recover")

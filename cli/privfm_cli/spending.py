@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from privfm.dp.accounting import epsilon
 from privfm.dp.events import total_steps
 from privfm.dp.ledger import Ledger
+from privfm.dp.statement import ComposedGuarantee, worst_composition
 from privfm.errors import InputError, PlanError
 from privfm.plan import Plan, parse_plan, read_plan
 
-__all__ = ["CheckedLedger", "HospitalSpending", "RunSpending", "read_spending", "verify_ledgers"]
+__all__ = [
+    "CheckedLedger",
+    "FoundSpending",
+    "HospitalSpending",
+    "RunSpending",
+    "read_spending",
+    "run_of",
+    "verify_ledgers",
+]
 
 DEFAULT_DELTA = 1e-5
 
@@ -72,7 +82,24 @@ class CheckedLedger:
     head: str
 
 
-def read_spending(path: Path, delta: float | None) -> tuple[HospitalSpending, ...]:
+@dataclass(frozen=True)
+class FoundSpending:
+    """Hospitals' spending, and what a patient seen at as many of them as the run's plan declares pays at most."""
+
+    hospitals: tuple[HospitalSpending, ...]
+    composed: ComposedGuarantee | None
+
+
+def run_of(path: Path) -> tuple[Path, str | None] | None:
+    """Return the run's folder that `path` is or, with the hospital's name, that it is a ledger of."""
+    if (path / "run.json").is_file():
+        return path, None
+    root = path.absolute().parent.parent
+    inside = path.is_file() and path.absolute().parent.name == "ledgers" and (root / "run.json").is_file()
+    return (root, path.stem) if inside else None
+
+
+def read_spending(path: Path, delta: float | None) -> FoundSpending:
     """Return what each hospital under `path` has spent.
 
     Raises:
@@ -82,7 +109,17 @@ def read_spending(path: Path, delta: float | None) -> tuple[HospitalSpending, ..
     if delta is not None and not 0 < delta < 1:
         raise PlanError(f"--delta {delta:g}: must be above 0 and below 1")
     plan = _plan_of(path)
-    return tuple(_spending(file, plan, delta) for file in _ledger_files(path))
+    with ExitStack() as stack:
+        ledgers = [stack.enter_context(Ledger.open(file, read_only=True)) for file in _ledger_files(path)]
+        hospitals = tuple(_spending(ledger, plan, delta) for ledger in ledgers)
+        return FoundSpending(hospitals, _composed(ledgers, plan, delta))
+
+
+def _composed(ledgers: Sequence[Ledger], plan: Plan | None, asked: float | None) -> ComposedGuarantee | None:
+    if plan is None:
+        return None
+    spent = {ledger.hospital: ledger.events() for ledger in ledgers}
+    return worst_composition(spent, plan.data.max_hospitals_per_patient, asked or plan.privacy.delta)
 
 
 def verify_ledgers(path: Path) -> tuple[CheckedLedger, ...]:
@@ -105,21 +142,19 @@ def _plan_of(path: Path) -> Plan | None:
     return parse_plan(read_plan(plan), str(plan)) if plan.is_file() else None
 
 
-def _spending(file: Path, plan: Plan | None, asked: float | None) -> HospitalSpending:
-    with Ledger.open(file, read_only=True) as ledger:
-        cap = ledger.cap
-        delta = asked or (plan.privacy.delta if plan else cap.delta if cap else DEFAULT_DELTA)
-        events = ledger.events()
-        return HospitalSpending(
-            hospital=ledger.hospital,
-            path=str(file),
-            unit=ledger.unit,
-            delta=delta,
-            epsilon=epsilon(events, delta),
-            epsilon_allowed=_allowed(ledger, plan),
-            steps=total_steps(events),
-            runs=tuple(_runs(ledger, delta)),
-        )
+def _spending(ledger: Ledger, plan: Plan | None, asked: float | None) -> HospitalSpending:
+    cap, events = ledger.cap, ledger.events()
+    delta = asked or (plan.privacy.delta if plan else cap.delta if cap else DEFAULT_DELTA)
+    return HospitalSpending(
+        hospital=ledger.hospital,
+        path=str(ledger.path),
+        unit=ledger.unit,
+        delta=delta,
+        epsilon=epsilon(events, delta),
+        epsilon_allowed=_allowed(ledger, plan),
+        steps=total_steps(events),
+        runs=tuple(_runs(ledger, delta)),
+    )
 
 
 def _runs(ledger: Ledger, delta: float) -> Iterator[RunSpending]:

@@ -6,7 +6,9 @@ and ledger events, knows no plan, and works out every epsilon itself, so that no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import comb
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +30,7 @@ __all__ = [
     "accountant_fields",
     "composed_guarantee",
     "hospital_statement",
+    "worst_composition",
 ]
 
 SAMPLER = "independent coin per unit and step (Poisson), probability sample_rate, coins kept secret"
@@ -35,6 +38,7 @@ MECHANISM = (
     "sum of per-unit gradients, each clipped to L2 norm clip_norm, plus Gaussian noise; divided by a public number"
 )
 _CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+_MOST_CHOICES = 200
 
 
 class _Part(BaseModel):
@@ -226,6 +230,26 @@ def composed_guarantee(
     """
     spent = epsilon(compose(*ledgers.values()), delta, accountant)
     return ComposedGuarantee(hospitals=tuple(ledgers), epsilon=spent, delta=delta)
+
+
+def worst_composition(
+    ledgers: Mapping[str, Sequence[SampledGaussian]], places: int, delta: float, accountant: str = "pld"
+) -> ComposedGuarantee | None:
+    """The guarantee of a patient with images at as many as `places` hospitals, at the worst choice of them.
+
+    None where that is fewer than two. Beyond a few hundred choices the composition of all hospitals stands in: more
+    events only cost more.
+
+    >>> events = {"a": [SampledGaussian(0.1, 2.0, 100)], "b": [SampledGaussian(0.1, 2.0, 9)], "c": []}
+    >>> worst_composition(events, 2, 1e-5).hospitals
+    ('a', 'b')
+    """
+    places = min(places, len(ledgers))
+    if places < 2:
+        return None
+    choices = combinations(ledgers, places) if comb(len(ledgers), places) <= _MOST_CHOICES else iter([tuple(ledgers)])
+    composed = (composed_guarantee({name: ledgers[name] for name in choice}, delta, accountant) for choice in choices)
+    return max(composed, key=lambda guarantee: guarantee.epsilon)
 
 
 def accountant_fields(accountant: str = "pld") -> dict[str, str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
-from math import comb
+from contextlib import ExitStack
 
 from privfm.dp.accounting import accountant_version
 from privfm.dp.ledger import Ledger
@@ -12,13 +11,15 @@ from privfm.dp.statement import (
     ComposedGuarantee,
     HospitalStatement,
     PrivacyStatement,
-    composed_guarantee,
     hospital_statement,
+    worst_composition,
 )
+from privfm.errors import LedgerError, VerificationError
+from privfm.federation.directory import RunDirectory
 from privfm.federation.planning import mechanism_of
 from privfm.plan import HospitalPlan, Plan
 
-__all__ = ["make_statement"]
+__all__ = ["make_statement", "state_run"]
 
 PUBLIC = (
     "The default clip norm is measured on procedural images, which show nobody.",
@@ -26,7 +27,6 @@ PUBLIC = (
 )
 
 ACCOUNTANT = "pld"
-MAX_CHOICES = 200
 
 TRUST = (
     "No trust in the coordinator, in other hospitals or in the masking is needed for the guarantee of a hospital's "
@@ -35,6 +35,50 @@ TRUST = (
     "Each hospital trusts its own machine, its operating system's entropy and this software.",
     "In a simulated run all hospitals share one process; the steps are the real ones, the separation is not.",
 )
+
+
+def state_run(directory: RunDirectory, hospital: str | None = None) -> PrivacyStatement:
+    """Return the statement of a run as its ledgers stand now, finished or not.
+
+    Args:
+        hospital: whose row alone is wanted; composition is still over all.
+
+    Raises:
+        LedgerError: a ledger is missing, damaged or knows nothing of this run.
+        VerificationError: the plan in the folder is not the one that the run was begun with.
+    """
+    plan, facts = directory.plan, directory.facts()
+    if plan.hash().hex() != facts.plan_hash:
+        raise VerificationError(f"{directory.root / 'plan.toml'}: not the plan that the run was begun with; restore it")
+    with ExitStack() as stack:
+        ledgers = {
+            each.id: stack.enter_context(Ledger.open(directory.ledger(each.id), each.id, read_only=True))
+            for each in plan.hospitals
+        }
+        for ledger in ledgers.values():
+            _check_declared(ledger, facts.run)
+        whole = make_statement(
+            plan,
+            ledgers,
+            run=facts.run,
+            private=facts.private,
+            public_data=facts.public_data,
+            probed=_probed(directory, plan),
+        )
+    rows = tuple(row for row in whole.hospitals if hospital in (None, row.id))
+    return whole.model_copy(update={"hospitals": rows})
+
+
+def _check_declared(ledger: Ledger, run: str) -> None:
+    if run not in [record.declaration.run for record in ledger.runs()]:
+        raise LedgerError(f"{ledger.path}: knows nothing of run {run}; it is another one, or came from a backup")
+
+
+def _probed(directory: RunDirectory, plan: Plan) -> bool:
+    """Whether held-out patients were looked at: that comes between the files privacy.json and result.json."""
+    if (directory.root / "result.json").exists():
+        return directory.read_json("result.json").get("probe") is not None
+    return bool(plan.evaluation.probe) and (directory.root / "privacy.json").exists()
 
 
 def make_statement(
@@ -103,14 +147,9 @@ def _contribution(plan: Plan) -> str:
 
 def _composed(plan: Plan, ledgers: Mapping[str, Ledger]) -> tuple[ComposedGuarantee, ...]:
     """Return the guarantee of a patient seen at as many hospitals as the plan declares, at the worst choice."""
-    places = min(plan.data.max_hospitals_per_patient, len(ledgers))
-    if places < 2:
-        return ()
     spent = {name: ledger.events() for name, ledger in ledgers.items()}
-    # Beyond a few hundred choices the composition of all hospitals stands in: more events only cost more.
-    choices = [tuple(spent)] if comb(len(spent), places) > MAX_CHOICES else list(combinations(spent, places))
-    guarantees = [composed_guarantee({name: spent[name] for name in choice}, plan.privacy.delta) for choice in choices]
-    return (max(guarantees, key=lambda guarantee: guarantee.epsilon),)
+    worst = worst_composition(spent, plan.data.max_hospitals_per_patient, plan.privacy.delta)
+    return () if worst is None else (worst,)
 
 
 def _touches(plan: Plan, *, probed: bool) -> tuple[str, ...]:

@@ -67,6 +67,20 @@ def test_showing_a_run_composes_each_ledger_under_the_plans_delta(
     }
 
 
+def test_a_patient_at_several_hospitals_is_composed_where_the_plan_declares_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _json(capsys, "budget", "show", str(run))["composed"] is None
+    plan = run / "plan.toml"
+    plan.write_text(plan.read_text().replace("max_hospitals_per_patient = 1", "max_hospitals_per_patient = 2"))
+    both = epsilon([STEP.repeated(3)], 1e-6)
+    composed = _json(capsys, "budget", "show", str(run))["composed"]
+    assert composed == {"hospitals": ["south", "west"], "epsilon": both, "delta": 1e-6}
+    assert main(["budget", "show", str(run), "--delta", "1e-4"]) == 0
+    both = epsilon([STEP.repeated(3)], 1e-4)
+    assert capsys.readouterr().out.endswith(f"\nA patient seen at south, west: epsilon {both:.3f} at delta 0.0001.\n")
+
+
 def test_showing_one_ledger_at_a_delta_of_ones_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "ledgers" / "west.sqlite"
     before = path.read_bytes()
@@ -99,6 +113,14 @@ def test_a_whole_ledger_is_verified_and_a_changed_one_is_named(run: Path, capsys
     error = capsys.readouterr().err
     assert "south.sqlite" in error
     assert error.count("\n") == 1
+
+
+def test_a_statement_needs_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (run, run / "ledgers" / "west.sqlite", run / "nothing"):
+        assert main(["budget", "statement", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert f"{path}: a statement needs the run's plan; give a run's folder" in error
+        assert error.count("\n") == 1
 
 
 def test_a_folder_without_ledgers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

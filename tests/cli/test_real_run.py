@@ -168,6 +168,33 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(plan_file: Path) -> None:
     assert first.startswith(f"round {finished + 1}/60")
 
 
+def test_the_statement_is_the_one_that_the_run_left(
+    run: tuple[Path, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = json.loads((run[0] / "privacy.json").read_text())
+    assert read_json(capsys, "budget", "statement", str(run[0])) == left
+    (row,) = read_json(capsys, "budget", "statement", str(run[0] / "ledgers" / "hospital-2.sqlite"))["hospitals"]
+    assert row == left["hospitals"][1]
+    assert main(["budget", "statement", str(run[0])]) == 0
+    title, *_ = capsys.readouterr().out.splitlines()
+    assert title == f"Privacy statement of run {left['run']}"
+
+
+def test_a_statement_is_made_of_what_ledgers_say_now(
+    run: tuple[Path, str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    left = json.loads((copy / "privacy.json").read_text())["hospitals"][0]["epsilon_spent"]
+    assert main(["budget", "recover", str(copy), "hospital-1", "--seen", "40"]) == 0
+    capsys.readouterr()
+    assert read_json(capsys, "budget", "statement", str(copy))["hospitals"][0]["epsilon_spent"] > left
+    plan = copy / "plan.toml"
+    plan.write_text(plan.read_text().replace("clip_norm = ", "clip_norm = 1"))
+    assert main(["budget", "statement", str(copy)]) == 4
+    assert f"{plan}: not the plan that the run was begun with" in capsys.readouterr().err
+
+
 def test_recovering_a_hospital_charges_only_what_was_lost(
     run: tuple[Path, str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
