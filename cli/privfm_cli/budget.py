@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from privfm.errors import InputError
+from privfm.errors import InputError, PlanError
 from privfm_cli.budget_plan import plan
-from privfm_cli.console import Column, show, show_json, show_table
+from privfm_cli.console import Column, say, show, show_json, show_table
 
 __all__ = ["commands"]
 
@@ -102,6 +102,53 @@ def statement(path: Ledgers, as_json: Json = False) -> None:
         show_json(stated.model_dump(mode="json"))
     else:
         show(stated.to_text().rstrip())
+
+
+@commands.command("cap")
+def cap(
+    path: Ledgers,
+    epsilon: Annotated[
+        float | None, typer.Option(show_default="show the cap in force", help="Set the cap, or lower it.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(show_default="the run's, or 1e-5", help="Of a first cap; it stays for life.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show or set each hospital's lifetime cap: what all its runs together may spend. It can be lowered, never raised.
+
+    Before every round the ledger asks whether everything so far and this round still fit, and refuses if not. That
+    holds also when later runs are planned by looking at earlier ones; it counts 5 to 10% more than `show` does.
+    """
+    from privfm_cli.caps import lower_caps, read_caps
+
+    if epsilon is None and delta is not None:
+        raise PlanError(f"--delta {delta:g}: goes with --epsilon, which sets a cap")
+    found = read_caps(path) if epsilon is None else lower_caps(path, epsilon, delta)
+    if epsilon is not None and any(each.after_releases for each in found):
+        say("A cap that is set after releases is proved only if it was not chosen by looking at them.")
+    for each in found:
+        if each.rounds_that_fit is not None and each.rounds_that_fit < (each.rounds_left or 0):
+            say(f"{each.hospital}: only {each.rounds_that_fit} of the {each.rounds_left} rounds left of its run fit")
+    if as_json:
+        show_json({"hospitals": [asdict(each) for each in found]})
+        return
+    columns = ("lifetime cap", "delta", "order", "left", "rounds that fit", "rounds left of its run")
+    show_table(
+        [Column("hospital", right=False), *map(Column, columns)],
+        [
+            (
+                each.hospital,
+                "none" if each.epsilon is None else f"{each.epsilon:g}",
+                "-" if each.delta is None else f"{each.delta:g}",
+                "-" if each.order is None else f"{each.order:g}",
+                "-" if each.share_left is None else f"{each.share_left:.1%}",
+                "-" if each.rounds_that_fit is None else str(each.rounds_that_fit),
+                "-" if each.rounds_left is None else str(each.rounds_left),
+            )
+            for each in found
+        ],
+    )
 
 
 @commands.command("recover")

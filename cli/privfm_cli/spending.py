@@ -15,10 +15,13 @@ from privfm.errors import InputError, PlanError
 from privfm.plan import Plan, parse_plan, read_plan
 
 __all__ = [
+    "DEFAULT_DELTA",
     "CheckedLedger",
     "FoundSpending",
     "HospitalSpending",
     "RunSpending",
+    "ledger_files",
+    "plan_of",
     "read_spending",
     "run_of",
     "verify_ledgers",
@@ -108,9 +111,9 @@ def read_spending(path: Path, delta: float | None) -> FoundSpending:
     """
     if delta is not None and not 0 < delta < 1:
         raise PlanError(f"--delta {delta:g}: must be above 0 and below 1")
-    plan = _plan_of(path)
+    plan = plan_of(path)
     with ExitStack() as stack:
-        ledgers = [stack.enter_context(Ledger.open(file, read_only=True)) for file in _ledger_files(path)]
+        ledgers = [stack.enter_context(Ledger.open(file, read_only=True)) for file in ledger_files(path)]
         hospitals = tuple(_spending(ledger, plan, delta) for ledger in ledgers)
         return FoundSpending(hospitals, _composed(ledgers, plan, delta))
 
@@ -124,10 +127,11 @@ def _composed(ledgers: Sequence[Ledger], plan: Plan | None, asked: float | None)
 
 def verify_ledgers(path: Path) -> tuple[CheckedLedger, ...]:
     """Return every ledger under `path` after checking its chain of hashes; LedgerError for the first that fails."""
-    return tuple(_check(file) for file in _ledger_files(path))
+    return tuple(_check(file) for file in ledger_files(path))
 
 
-def _ledger_files(path: Path) -> list[Path]:
+def ledger_files(path: Path) -> list[Path]:
+    """Return the ledgers of a run's folder or of any other, or the one at `path`; InputError for none."""
     if path.is_file():
         return [path]
     folder = path / "ledgers" if (path / "ledgers").is_dir() else path
@@ -137,7 +141,8 @@ def _ledger_files(path: Path) -> list[Path]:
     return files
 
 
-def _plan_of(path: Path) -> Plan | None:
+def plan_of(path: Path) -> Plan | None:
+    """Return the plan of the run whose folder `path` is, or None."""
     plan = path / "plan.toml"
     return parse_plan(read_plan(plan), str(plan)) if plan.is_file() else None
 

@@ -10,8 +10,10 @@ import pytest
 from privfm_cli.main import main
 
 from privfm.dp.accounting import epsilon
+from privfm.dp.calibration import cap_for_plan
 from privfm.dp.events import SampledGaussian
 from privfm.dp.ledger import Ledger
+from privfm.errors import BudgetExceeded
 from privfm.plan import parse_plan
 
 STEP = SampledGaussian(0.5, 2.0, 2)
@@ -113,6 +115,58 @@ def test_a_whole_ledger_is_verified_and_a_changed_one_is_named(run: Path, capsys
     error = capsys.readouterr().err
     assert "south.sqlite" in error
     assert error.count("\n") == 1
+
+
+def test_a_first_cap_suits_the_newest_run_and_is_in_force_at_once(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [each["epsilon"] for each in _json(capsys, "budget", "cap", str(run))["hospitals"]] == [None] * 3
+    path = run / "ledgers" / "west.sqlite"
+    assert main(["budget", "cap", str(run), "--epsilon", "4", "--json"]) == 0
+    printed = capsys.readouterr()
+    west = json.loads(printed.out)["hospitals"][2]
+    cap = cap_for_plan(epsilon=4.0, delta=1e-6, sample_rate=0.5, steps=12)
+    assert (west["epsilon"], west["delta"], west["order"]) == (4.0, 1e-6, cap.order)
+    assert west["rounds_that_fit"] == cap.rounds_that_fit([STEP], [STEP.repeated(2)])
+    assert west["share_left"] == cap.remaining([STEP.repeated(2)])
+    assert "proved only if" in printed.err
+    assert f"west: only {west['rounds_that_fit']} of the 4 rounds left of its run fit" in printed.err
+    with Ledger.open(path) as ledger:
+        for number in range(2, 2 + west["rounds_that_fit"]):
+            ledger.charge("run-1", number, 0, context=bytes(32))
+        with pytest.raises(BudgetExceeded, match="lifetime cap"):
+            ledger.charge("run-1", 9, 0, context=bytes(32))
+    _json(capsys, "budget", "verify", str(path))
+
+
+def test_a_cap_can_be_lowered_and_never_raised(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "ledgers" / "west.sqlite"
+    (first,) = _json(capsys, "budget", "cap", str(path), "--epsilon", "9", "--delta", "1e-4")["hospitals"]
+    (lower,) = _json(capsys, "budget", "cap", str(path), "--epsilon", "8")["hospitals"]
+    assert (lower["epsilon"], lower["delta"], lower["order"]) == (8.0, 1e-4, first["order"])
+    before = [each.read_bytes() for each in sorted((run / "ledgers").iterdir())]
+    for arguments, says in (
+        (["--epsilon", "8.5"], "--epsilon 8.5: a cap can only be lowered, and that of west is 8"),
+        (["--epsilon", "7", "--delta", "1e-5"], "--delta 1e-05: the cap of west keeps its delta of 0.0001"),
+        (["--epsilon", "0"], "--epsilon 0: must be above 0"),
+        (["--epsilon", "nan"], "--epsilon nan: must be above 0"),
+        (["--epsilon", "0.01"], "--epsilon 0.01: no cap for"),
+        (["--delta", "1e-4"], "--delta 0.0001: goes with --epsilon"),
+    ):
+        assert main(["budget", "cap", str(run), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    assert [each.read_bytes() for each in sorted((run / "ledgers").iterdir())] == before
+    assert main(["budget", "cap", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["west", "8", "0.0001"]
+
+
+def test_a_ledger_in_use_keeps_its_cap(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Ledger.open(run / "ledgers" / "west.sqlite"):
+        assert main(["budget", "cap", str(run), "--epsilon", "9"]) == 4
+        assert "west.sqlite" in capsys.readouterr().err
+    assert [each["epsilon"] for each in _json(capsys, "budget", "cap", str(run))["hospitals"]] == [None] * 3
 
 
 def test_a_statement_needs_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
