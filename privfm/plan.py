@@ -92,8 +92,29 @@ class ModelPlan(Section):
 class ObjectivePlan(Section):
     """The self-supervised loss."""
 
-    name: str = Field(default="mae", min_length=1, max_length=64, description="mae")
-    mask_ratio: float = Field(default=0.75, gt=0, lt=1, description="share of patches that are hidden")
+    name: str = Field(
+        default="mae", min_length=1, max_length=64, description="mae, simmim, simsiam, byol, dino or simclr"
+    )
+    mask_ratio: float | None = Field(
+        default=None, gt=0, lt=1, description="mae, simmim: share of patches that are hidden"
+    )
+    min_area: float | None = Field(default=None, gt=0, le=1, description="others: smallest part of a view to glance at")
+    tone: float | None = Field(default=None, ge=0, le=1, description="others: how tones differ between glances")
+    width: int | None = Field(default=None, ge=2, le=4096, description="others: numbers in an embedding")
+    hidden: int | None = Field(default=None, ge=2, le=8192, description="others: width of the heads' middle layers")
+    temperature: Positive | None = Field(default=None, description="dino, simclr: what likenesses are divided by")
+    teacher_temperature: Positive | None = Field(default=None, description="dino: the teacher's")
+    prototypes: int | None = Field(default=None, ge=2, le=65536, description="dino: directions to be like")
+    centre: str | None = Field(default=None, max_length=16, description="dino: public, or none")
+    public: int | None = Field(
+        default=None, ge=2, le=16384, description="simsiam, byol, dino: public images to standardise or centre by"
+    )
+    negatives: int | None = Field(default=None, ge=2, le=16384, description="simclr: public images to be unlike")
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What is set beside the name, for the objective to take or refuse."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
 class PrivacyPlan(Section):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from privfm.errors import RunError
+from privfm.federation.building import build_network
 from privfm.files import write_atomic
-from privfm.models import DEFAULT_BACKBONE, BackboneSpec, build_backbone, set_trainable
+from privfm.models import DEFAULT_BACKBONE, BackboneSpec, set_trainable
 from privfm.objectives import Network, Objective, get_objective
 from privfm.plan import Plan, parse_plan, read_plan
 
@@ -66,8 +67,8 @@ def build_learner(plan: Plan) -> Learner:
         ModelError: the backbone is unknown or cannot be made sound.
         PlanError: the objective or the trainable part does not exist.
     """
-    objective = get_objective(plan.objective.name, mask_ratio=plan.objective.mask_ratio)
-    network = objective.build(build_backbone(backbone_spec(plan), plan.seed), plan.seed)
+    objective = get_objective(plan.objective.name, **plan.objective.options)
+    network = build_network(backbone_spec(plan), objective, plan.seed)
     # A head that a public start trained may stay as it is; any other has learnt nothing yet.
     set_trainable(network, plan.model.trainable, train_head=None if plan.model.init == "public" else True)
     return Learner(network, objective, plan)
@@ -80,10 +81,16 @@ def trained(network: nn.Module) -> Float[Tensor, " parameters"]:
 
 
 def write_trained(network: nn.Module, vector: Float[Tensor, " parameters"]) -> None:
-    """Put a copy of `vector` into the trainable parameters."""
+    """Put a copy of `vector` into the trainable parameters, and let a teacher catch up.
+
+    Preconditions: `vector` is public, or made of noised gradients alone: an objective's teacher, centre and negatives
+    are taken of it. This, and reading a stored model, are the only ways in which they change.
+    """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     # Without the copy the parameters would be views of the caller's vector, and training would change it.
     vector_to_parameters(vector.to(parameters[0].device, copy=True), parameters)
+    if isinstance(network, Network):
+        network.refresh()
 
 
 def network_hash(network: nn.Module) -> bytes:

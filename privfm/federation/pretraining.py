@@ -30,8 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import privfm
 from privfm.data import procedural_images
 from privfm.data.views import Augmentation, make_views, standardise
+from privfm.federation.building import build_network
 from privfm.files import write_atomic
-from privfm.models import BackboneSpec, build_backbone
+from privfm.models import BackboneSpec
 from privfm.objectives import Network, Objective, contrast
 
 __all__ = ["Provenance", "Recipe", "cache_folder", "public_initialisation"]
@@ -57,6 +58,7 @@ class Recipe:
         min_area, brightness: how views differ from their image, see `Augmentation`.
         contrast: weight of telling images apart, beside the objective; 0 leaves the objective alone.
         temperature: of that.
+        refresh: steps after which an objective's teacher and public embeddings follow the weights.
     """
 
     images: int = 20_000
@@ -71,6 +73,7 @@ class Recipe:
     brightness: float = 0.5
     contrast: float = 0.3
     temperature: float = 0.2
+    refresh: int = 2
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def public_initialisation(
     recipe = recipe or Recipe()
     key = _key(spec, objective, seed, recipe)
     file = (cache or cache_folder()) / f"start-{key}.safetensors"
-    network = objective.build(build_backbone(spec, seed), seed)
+    network = build_network(spec, objective, seed)
     recipe = _fitted(recipe, network, objective, spec)
     stored = _read(file, network)
     if stored is not None:
@@ -150,12 +153,14 @@ def _train(
 ) -> State:
     rng = np.random.default_rng(seed)
     images = torch.from_numpy(procedural_images(recipe.images, spec.image_size, spec.channels, rng))
-    head = _contrast_head(network.backbone.map_width, seed)
+    head = _contrast_head(network.feature_width, seed)
     parameters = [value for value in (*network.parameters(), *head.parameters()) if value.requires_grad]
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
     network.train()
     for step, views in enumerate(_batches(images, recipe, rng)):
         progress(_STAGE, step, recipe.steps)
+        if step % recipe.refresh == 0:
+            network.refresh()  # every image here is nobody's, so any step may teach
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe.steps)
         losses, features = objective.losses_and_features(network, views, [rng, rng])

@@ -1,30 +1,48 @@
-"""Objectives by name, and why some names are refused."""
+"""Objectives by name, and why some names and options are refused."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from privfm.errors import PlanError
+from privfm.objectives.dino import Dino
 from privfm.objectives.mae import MaskedAutoEncoding
 from privfm.objectives.protocol import Objective
+from privfm.objectives.siamese import Byol, SimSiam
+from privfm.objectives.simclr import SimClr
+from privfm.objectives.simmim import SimMim
 
-__all__ = ["COUPLED", "get_objective"]
+__all__ = ["COUPLED", "COUPLING_OPTIONS", "OBJECTIVES", "get_objective"]
 
-_OBJECTIVES: dict[str, type[Objective]] = {"mae": MaskedAutoEncoding}
+OBJECTIVES: dict[str, type[Any]] = {
+    each.name: each for each in (MaskedAutoEncoding, SimMim, SimSiam, Byol, Dino, SimClr)
+}
 
-#: Objectives in which one image's loss depends on other images of the batch, or on state that they left behind.
+#: Objectives in which one image's loss depends on other images of the batch, or on state that they left behind: why,
+#: and which sound objective is nearest.
 COUPLED = {
-    "barlowtwins": "its cross-correlation is taken over the batch",
-    "byol": "its heads normalise over the batch and its teacher averages weights that saw no noise",
-    "deepcluster": "its cluster assignments are computed from everyone's features",
-    "dino": "its teacher's centre is a mean over the batch",
-    "ibot": "its teacher's centre is a mean over the batch",
-    "moco": "its negatives are a queue of other patients' embeddings",
-    "nnclr": "its positives come from a queue of other patients' embeddings",
-    "simclr": "its negatives are the other images of the batch",
-    "supcon": "its positives and negatives are the other images of the batch",
-    "swav": "its assignments are balanced over the batch",
-    "vicreg": "its variance and covariance terms are taken over the batch",
+    "barlowtwins": ("its cross-correlation is taken over the batch", "simsiam"),
+    "deepcluster": ("its cluster assignments are computed from everyone's features", "dino"),
+    "dinov2": ("its teacher's centre is a mean over the batch, and it spreads the batch's features", "dino"),
+    "ibot": ("its teacher's centre is a mean over the batch", "dino"),
+    "moco": ("its negatives are a queue of other patients' embeddings", "simclr"),
+    "msn": ("its mean over the batch is pushed towards uniform", "dino"),
+    "nnclr": ("its positives come from a queue of other patients' embeddings", "simclr"),
+    "supcon": ("its positives and negatives are the other images of the batch", "simclr"),
+    "swav": ("its assignments are balanced over the batch", "dino"),
+    "vicreg": ("its variance and covariance terms are taken over the batch", "byol"),
+    "wmse": ("its whitening is taken over the batch", "simsiam"),
+}
+
+#: Options of the originals by which images of a batch, or steps that saw no noise, would meet.
+COUPLING_OPTIONS = {
+    "batch_norm": "normalises over the batch; heads here have layer norm",
+    "centre_momentum": "averages a centre over batches; the centre here is of public images",
+    "in_batch_negatives": "compares patients with each other; negatives here are public images",
+    "momentum": "averages the weights of steps between releases; the teacher here is the last released model",
+    "queue": "keeps patients' embeddings for later patients' losses; negatives here are public images",
+    "sinkhorn": "balances assignments over the batch; the centre here is of public images",
 }
 
 
@@ -36,20 +54,31 @@ def get_objective(name: str, **options: Any) -> Objective:
 
     >>> get_objective("mae", mask_ratio=0.6).name
     'mae'
-    >>> get_objective("simclr")
+    >>> get_objective("moco")
     Traceback (most recent call last):
     ...
-    privfm.errors.PlanError: objective simclr: its negatives are the other images of the batch, so ...
+    privfm.errors.PlanError: objective moco: its negatives are a queue ... use simclr, ...
     """
-    available = ", ".join(_OBJECTIVES)
     if name in COUPLED:
+        why, instead = COUPLED[name]
         raise PlanError(
-            f"objective {name}: {COUPLED[name]}, so that no gradient belongs to one patient; "
-            f"no per-patient form of it is available, use {available}"
+            f"objective {name}: {why}, so that no gradient belongs to one patient; use {instead}, "
+            f"the nearest per-patient form"
         )
-    if name not in _OBJECTIVES:
-        raise PlanError(f"objective {name}: unknown; use {available}")
+    if name not in OBJECTIVES:
+        raise PlanError(f"objective {name}: unknown; use {', '.join(OBJECTIVES)}")
+    _check_options(name, options)
     try:
-        return _OBJECTIVES[name](**options)
+        made: Objective = OBJECTIVES[name](**options)
     except (TypeError, ValueError) as error:
         raise PlanError(f"objective {name}: {error}") from error
+    return made
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    taken = [field.name for field in fields(OBJECTIVES[name])]
+    for option in options:
+        if option in COUPLING_OPTIONS:
+            raise PlanError(f"objective {name}: {option} {COUPLING_OPTIONS[option]}")
+        if option not in taken:
+            raise PlanError(f"objective {name}: takes no {option}; it takes {', '.join(taken)}")

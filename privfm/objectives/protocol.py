@@ -100,6 +100,11 @@ class Objective(Protocol):
 class Reconstructs(Protocol):
     """An objective whose network predicts pixels, which can be looked at."""
 
+    @property
+    def mask_ratio(self) -> float:
+        """Share of the patches that is hidden from the network."""
+        ...
+
     def reconstruct(
         self, network: Network, images: Float[Tensor, "b c h w"], rng: np.random.Generator
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:

@@ -15,6 +15,8 @@ from markupsafe import Markup
 from privfm import __version__
 from privfm.federation.records import Interval, ProbeComparison, PublicLoss
 from privfm.files import write_atomic
+from privfm.objectives import Reconstructs, get_objective
+from privfm.plan import Plan
 from privfm.report.charts import WIDE, BarChart, LineChart, Reference, bar_chart, line_chart
 from privfm.report.reconstructions import Reconstruction, reconstruct_public_images
 from privfm.report.run_directory import RunDirectory, read_run
@@ -77,6 +79,7 @@ def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...]) -> st
         probe_chart=None if probe is None else _probe_chart(probe),
         probe_verdict=None if probe is None else probe_verdict(probe),
         reconstructions=pictures,
+        hidden_share=_hidden_share(run.plan),
         statement=run.statement.sections() if run.statement else (),
     )
 
@@ -184,6 +187,12 @@ def _probe_chart(probe: ProbeComparison) -> BarChart:
         summary="; ".join(f"{name} {interval.value:.3f}" for name, interval in intervals.items()),
         main=PROBE_NAMES["trained"],
     )
+
+
+def _hidden_share(plan: Plan) -> float:
+    """Return how much of a picture was hidden from the network that rebuilt it; 0 where none rebuilds."""
+    objective = get_objective(plan.objective.name, **plan.objective.options)
+    return objective.mask_ratio if isinstance(objective, Reconstructs) else 0.0
 
 
 def _style(environment: Environment) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from privfm.gradients import collected_shares
 from privfm.models import BackboneSpec, build_backbone, set_trainable
-from privfm.objectives import MaskedAutoEncoding, Network, Objective
+from privfm.objectives import Byol, Dino, MaskedAutoEncoding, Network, Objective, SimClr, SimMim, SimSiam
+from privfm.objectives.catalogue import OBJECTIVES as CATALOGUE
 
 BACKBONES = {
     "vit": BackboneSpec("test_vit", patch_size=8, depth=2),
@@ -18,20 +19,42 @@ BACKBONES = {
     "resnet": BackboneSpec("test_resnet"),
     "swin": BackboneSpec("swin_tiny_patch4_window7_224", width=24),
 }
-OBJECTIVES: dict[str, Objective] = {"mae": MaskedAutoEncoding(), "mae of few": MaskedAutoEncoding(mask_ratio=0.3)}
+OBJECTIVES: dict[str, Objective] = {
+    "mae": MaskedAutoEncoding(),
+    "mae of few": MaskedAutoEncoding(mask_ratio=0.3),
+    "simmim": SimMim(),
+    "simsiam": SimSiam(public=8, width=8, hidden=16),
+    "byol": Byol(public=8, width=8, hidden=16),
+    "dino": Dino(public=8, width=8, hidden=16, prototypes=12, temperature=0.5, teacher_temperature=0.3),
+    "dino without a centre": Dino(centre="none", public=2, width=8, hidden=16, prototypes=12, temperature=0.5),
+    "simclr": SimClr(negatives=8, width=8, hidden=16),
+}
 UNITS, VIEWS = 3, 2
 
 Case = tuple[Objective, Network, Tensor]
 
 
+def build(objective: Objective, spec: BackboneSpec, seed: int) -> Network:
+    size = (objective.public_images, spec.channels, spec.image_size, spec.image_size)
+    public = torch.randn(size, generator=torch.Generator().manual_seed(9))
+    return objective.build(build_backbone(spec, seed=0), seed, public)
+
+
+def test_all_objectives_are_here() -> None:
+    assert {each.name for each in OBJECTIVES.values()} == set(CATALOGUE)
+
+
 @pytest.fixture(params=[(o, b) for o in OBJECTIVES for b in BACKBONES], ids=" on ".join, scope="module")
 def case(request: pytest.FixtureRequest) -> Case:
     objective, spec = OBJECTIVES[request.param[0]], BACKBONES[request.param[1]]
-    network = objective.build(build_backbone(spec, seed=0), seed=1).double().train()
+    network = build(objective, spec, seed=1).double().train()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():  # timm starts some norms at zero, behind which every gradient would agree
         for value in network.parameters():
             value += 0.1 * torch.randn(value.shape, dtype=torch.float64, generator=generator)
+        network.refresh()
+        for value in network.parameters():  # noised steps later, what followed the weights is behind them
+            value += 0.01 * torch.randn(value.shape, dtype=torch.float64, generator=generator)
     size = (UNITS, VIEWS, spec.channels, spec.image_size, spec.image_size)
     return objective, network, torch.randn(size, dtype=torch.float64, generator=generator)
 
@@ -104,6 +127,21 @@ def test_the_same_draws_give_the_same_loss(case: Case) -> None:
     assert torch.equal(first[1:], other[1:])
 
 
+def test_what_follows_the_weights_moves_when_it_is_told_to_alone(case: Case) -> None:
+    objective, network, views = case
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    trained = [value for value in network.parameters() if value.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-12)
+    for step in range(2):
+        optimizer.zero_grad()
+        objective.unit_losses(network, views, rngs([step, 1, 2])).sum().backward()
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    if objective.public_images:
+        network.refresh()
+        assert any(not torch.equal(value, before[name]) for name, value in network.named_buffers())
+
+
 def test_no_units_give_no_losses(case: Case) -> None:
     objective, network, views = case
     assert objective.unit_losses(network, views[:0], []).shape == (0,)
@@ -113,7 +151,7 @@ def test_losses_come_with_the_features_of_each_view(case: Case) -> None:
     objective, network, views = case
     losses, features = objective.losses_and_features(network, views, rngs([0, 1, 2]))
     assert torch.equal(losses, objective.unit_losses(network, views, rngs([0, 1, 2])))
-    assert features.shape == (UNITS, VIEWS, network.backbone.map_width)
+    assert features.shape == (UNITS, VIEWS, network.feature_width)
     moved = views.clone()
     moved[1] += 1.0
     again = objective.losses_and_features(network, moved, rngs([0, 1, 2]))[1]
@@ -127,10 +165,9 @@ def test_one_generator_per_unit(case: Case) -> None:
 
 
 def test_building_is_seeded_and_leaves_the_global_state() -> None:
-    backbone = build_backbone(BACKBONES["vit"], seed=0)
     state = torch.get_rng_state()
     for objective in OBJECTIVES.values():
-        first, again, other = (objective.build(backbone, seed).state_dict() for seed in (0, 0, 1))
+        first, again, other = (build(objective, BACKBONES["vit"], seed).state_dict() for seed in (0, 0, 1))
         assert all(torch.equal(first[name], again[name]) for name in first)
         assert any(not torch.equal(first[name], other[name]) for name in first)
     assert torch.equal(torch.get_rng_state(), state)
@@ -139,6 +176,6 @@ def test_building_is_seeded_and_leaves_the_global_state() -> None:
 @pytest.mark.parametrize("which", ["last-1", "norm-bias", "all"])
 def test_networks_can_be_trained_in_part(which: str) -> None:
     for objective in OBJECTIVES.values():
-        network = objective.build(build_backbone(BACKBONES["vit"], seed=0), seed=1)
+        network = build(objective, BACKBONES["vit"], seed=1)
         count = set_trainable(network, which)
         assert 0 < count <= sum(value.numel() for value in network.parameters())
