@@ -71,7 +71,10 @@ def show_spending(path: Ledgers, delta: Delta = None, as_json: Json = False) -> 
 
 @commands.command("verify")
 def verify(path: Ledgers, as_json: Json = False) -> None:
-    """Check that ledgers are whole: every entry's hash follows from the one before it."""
+    """Check that ledgers are whole: every entry's hash follows from the one before it, and nothing ever goes back.
+
+    Of a run's folder also that plan, mechanism, charges and each round's transcript are those of the run's records.
+    """
     from privfm_cli.spending import verify_ledgers
 
     checked = verify_ledgers(path)
@@ -79,7 +82,8 @@ def verify(path: Ledgers, as_json: Json = False) -> None:
         show_json({"ledgers": [asdict(ledger) for ledger in checked]})
         return
     for ledger in checked:
-        show(f"{ledger.hospital}  whole  newest entry {ledger.head[:16]}  {ledger.path}")
+        rounds = "" if ledger.rounds_matched is None else f"{ledger.rounds_matched} rounds as in the run's records  "
+        show(f"{ledger.hospital}  whole  {rounds}newest entry {ledger.head[:16]}  {ledger.path}")
 
 
 @commands.command("statement")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from privfm.dp.accounting import epsilon
@@ -77,12 +77,14 @@ class CheckedLedger:
         path: the file.
         counter: how many rounds it signed messages for.
         head: hex of the newest entry's hash.
+        rounds_matched: finished rounds whose transcript is the one in the run's records; None outside of a run.
     """
 
     hospital: str
     path: str
     counter: int
     head: str
+    rounds_matched: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,21 @@ def _composed(ledgers: Sequence[Ledger], plan: Plan | None, asked: float | None)
 
 
 def verify_ledgers(path: Path) -> tuple[CheckedLedger, ...]:
-    """Return every ledger under `path` after checking its chain of hashes; LedgerError for the first that fails."""
-    return tuple(_check(file) for file in ledger_files(path))
+    """Return every ledger under `path` after checking its chain of hashes, and of a run, what its folder says of it.
+
+    Raises:
+        VerificationError: the first thing that is wrong.
+    """
+    checked = tuple(_check(file) for file in ledger_files(path))
+    run = run_of(path)
+    if run is None:
+        return checked
+    from privfm.federation.directory import RunDirectory
+    from privfm.federation.verifying import verify_run
+
+    root, hospital = run
+    matched = verify_run(RunDirectory.existing(root), hospital)
+    return tuple(replace(each, rounds_matched=matched.get(each.hospital)) for each in checked)
 
 
 def ledger_files(path: Path) -> list[Path]:
@@ -184,5 +199,6 @@ def _allowed(ledger: Ledger, plan: Plan | None) -> float | None:
 
 
 def _check(file: Path) -> CheckedLedger:
-    with Ledger.open(file, read_only=True) as ledger:  # which checks every entry
+    with Ledger.open(file, read_only=True) as ledger:
+        ledger.verify()
         return CheckedLedger(ledger.hospital, str(file), ledger.counter, ledger.head().hex())

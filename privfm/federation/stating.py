@@ -14,9 +14,9 @@ from privfm.dp.statement import (
     hospital_statement,
     worst_composition,
 )
-from privfm.errors import LedgerError, VerificationError
 from privfm.federation.directory import RunDirectory
 from privfm.federation.planning import mechanism_of
+from privfm.federation.verifying import begun_plan, declaration_of
 from privfm.plan import HospitalPlan, Plan
 
 __all__ = ["make_statement", "state_run"]
@@ -47,16 +47,14 @@ def state_run(directory: RunDirectory, hospital: str | None = None) -> PrivacySt
         LedgerError: a ledger is missing, damaged or knows nothing of this run.
         VerificationError: the plan in the folder is not the one that the run was begun with.
     """
-    plan, facts = directory.plan, directory.facts()
-    if plan.hash().hex() != facts.plan_hash:
-        raise VerificationError(f"{directory.root / 'plan.toml'}: not the plan that the run was begun with; restore it")
+    plan, facts = begun_plan(directory), directory.facts()
     with ExitStack() as stack:
         ledgers = {
             each.id: stack.enter_context(Ledger.open(directory.ledger(each.id), each.id, read_only=True))
             for each in plan.hospitals
         }
         for ledger in ledgers.values():
-            _check_declared(ledger, facts.run)
+            declaration_of(ledger, facts.run)
         whole = make_statement(
             plan,
             ledgers,
@@ -67,11 +65,6 @@ def state_run(directory: RunDirectory, hospital: str | None = None) -> PrivacySt
         )
     rows = tuple(row for row in whole.hospitals if hospital in (None, row.id))
     return whole.model_copy(update={"hospitals": rows})
-
-
-def _check_declared(ledger: Ledger, run: str) -> None:
-    if run not in [record.declaration.run for record in ledger.runs()]:
-        raise LedgerError(f"{ledger.path}: knows nothing of run {run}; it is another one, or came from a backup")
 
 
 def _probed(directory: RunDirectory, plan: Plan) -> bool:

@@ -168,6 +168,26 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(plan_file: Path) -> None:
     assert first.startswith(f"round {finished + 1}/60")
 
 
+def test_verifying_a_run_compares_it_with_its_ledgers(
+    run: tuple[Path, str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    ledgers = read_json(capsys, "budget", "verify", str(copy))["ledgers"]
+    assert [each["rounds_matched"] for each in ledgers] == [2, 2, 2]
+    (alone,) = read_json(capsys, "budget", "verify", str(copy / "ledgers" / "hospital-2.sqlite"))["ledgers"]
+    assert alone == ledgers[1]
+    assert main(["budget", "verify", str(copy)]) == 0
+    assert "hospital-1  whole  2 rounds as in the run's records" in capsys.readouterr().out
+    records = copy / "rounds.jsonl"
+    records.write_text(re.sub(r'"transcript": "...', '"transcript": "000', records.read_text()))
+    assert main(["budget", "verify", str(copy)]) == 4
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "its transcript of round 1 is not the one in rounds.jsonl" in printed.err
+    assert printed.err.count("\n") == 1
+
+
 def test_the_statement_is_the_one_that_the_run_left(
     run: tuple[Path, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
