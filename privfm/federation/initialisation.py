@@ -43,6 +43,7 @@ def initialise(plan: Plan, observer: Observer) -> Start:
             return _public(plan, learner, observer)
         case file:
             notes = load_checkpoint(learner.network.backbone, Path(file))
+            learner.network.refresh()
             told = f"initial weights read from {Path(file).name}; what they were trained on is not known to privfm"
             return Start(learner, (told,), (*learner.network.backbone.notes, *notes))
 

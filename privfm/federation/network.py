@@ -80,8 +80,8 @@ def trained(network: nn.Module) -> Float[Tensor, " parameters"]:
     return parameters_to_vector(parameters).detach().float().cpu()
 
 
-def write_trained(network: nn.Module, vector: Float[Tensor, " parameters"]) -> None:
-    """Put a copy of `vector` into the trainable parameters, and let a teacher catch up.
+def write_trained(network: nn.Module, vector: Float[Tensor, " parameters"], *, refresh: bool = True) -> None:
+    """Put a copy of `vector` into the trainable parameters, and let a teacher catch up unless told otherwise.
 
     Preconditions: `vector` is public, or made of noised gradients alone: an objective's teacher, centre and negatives
     are taken of it. This, and reading a stored model, are the only ways in which they change.
@@ -89,7 +89,7 @@ def write_trained(network: nn.Module, vector: Float[Tensor, " parameters"]) -> N
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     # Without the copy the parameters would be views of the caller's vector, and training would change it.
     vector_to_parameters(vector.to(parameters[0].device, copy=True), parameters)
-    if isinstance(network, Network):
+    if refresh and isinstance(network, Network):
         network.refresh()
 
 

@@ -220,9 +220,12 @@ class _Run:
 
     def _public_loss(self, learner: Learner, states: _States) -> PublicLoss:
         images, losses = public_images(self.plan), []
+        write_trained(learner.network, states.start)
         for state in (states.start, states.noise_only, states.trained):
-            write_trained(learner.network, state)
+            # An objective's teacher stays where it was at the start: else each state would be its own yardstick.
+            write_trained(learner.network, state, refresh=False)
             losses.append(public_loss(learner, images))
+        write_trained(learner.network, states.trained)
         return PublicLoss(start=losses[0], noise_only=losses[1], trained=losses[2])
 
     def _probe(self, learner: Learner, states: _States) -> ProbeComparison | None:
