@@ -7,7 +7,9 @@ from privfm.dp.filter import RdpFilter
 from privfm.dp.spending import Charge, RunRecord, Spending
 from privfm.errors import LedgerError
 
-__all__ = ["EPOCH", "Account", "next_epoch"]
+__all__ = ["COUNTER_LIMIT", "EPOCH", "Account", "next_epoch"]
+
+COUNTER_LIMIT = 2**63
 
 EPOCH = 2**32
 """Counters between two recoveries. A ledger that went back could catch up with what its peers saw by trying again and
@@ -103,7 +105,7 @@ class Account:
         """
         refused = self._spending.refused
         return {
-            peer: (next_epoch(counter) - 1 if peer in refused else counter, head)
+            peer: (min(next_epoch(counter) - 1, COUNTER_LIMIT) if peer in refused else counter, head)
             for peer, (counter, head) in self._spending.peers.items()
         }
 

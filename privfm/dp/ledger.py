@@ -2,11 +2,12 @@
 
 Order of a round, which `Ledger` enforces where it can:
 
-1. `charge` the round: on disk before anything is computed.
-2. Compute. `store_update` the noised, quantised vector: on disk before anything is sent.
-3. Take a `next_counter`, send, retry. A retry sends the *same* vector (`load_update`) and costs nothing; a vector that
-   was lost before it was stored is computed anew as a new attempt, which is charged again.
-4. `close` the charge when the round is over for good.
+1. Take a `next_counter` and show it to the peers; take another once they have dealt. Both again for a retry.
+2. `charge` the round: on disk before anything is computed.
+3. Compute. `store_update` the noised, quantised vector: on disk before anything is sent.
+4. Send, retry. A retry sends the *same* vector (`load_update`) and costs nothing; a vector that was lost before it was
+   stored is computed anew as a new attempt, which is charged again.
+5. `close` the charge when the round is over for good.
 
 A charge whose fate nobody knows, because its process died, counts as released. Nothing is ever refunded.
 """
@@ -23,7 +24,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from privfm import __version__
-from privfm.dp.account import Account, next_epoch
+from privfm.dp.account import COUNTER_LIMIT, Account, next_epoch
 from privfm.dp.chain import ChainFile
 from privfm.dp.events import ADJACENCY, SampledGaussian, compose, events_to_json
 from privfm.dp.filter import RdpFilter
@@ -317,7 +318,9 @@ class Ledger(Account):
                 self._write("peers", {"peers": body})
 
     def _check_peer(self, name: str, counter: int, head: bytes) -> bool:
-        seen, seen_head = self.peers_seen().get(name, (0, b""))
+        if name not in self.peers_seen():
+            return True
+        seen, seen_head = self.peers_seen()[name]
         if counter < seen or (counter == seen and head != seen_head):
             raise LedgerError(
                 f"{name}: its ledger went back to counter {counter} after {seen}; it must recover it first"
@@ -334,25 +337,29 @@ class Ledger(Account):
     def recover(self, run: str, counter: int) -> int:
         """Make up for a ledger that was restored from a backup: charge `run` for what was lost, open the next epoch.
 
-        Whatever was released took a counter beyond the one of the last charge that this ledger knows, so that gap
-        bounds what was lost, also when the ledger went on counting since. The charge is written even where it exceeds
-        the run's rounds or the cap, because it happened.
+        Whatever was released took two counters (to advertise, and to mask) beyond the one of the last charge that this
+        ledger knows, so half of that gap bounds what was lost, also when the ledger went on counting since. So do the
+        rounds that the run declared, beyond which the lost ledger charged nothing either. The charge is written even
+        where it exceeds what is left of the run or the cap, because it happened.
 
         Args:
             run: the run that was going on; declare it first with `open_run` if its declaration was lost too.
-            counter: the highest counter that any peer has seen of this hospital.
+            counter: the highest counter that any peer has seen of this hospital, at most 2^63.
 
         Returns:
             The number of rounds charged; 0 if nothing can have been lost, and then nothing is written.
         """
+        if counter > COUNTER_LIMIT:
+            raise ValueError(f"counter={counter}: need at most 2^63")
         with self._mutex:
-            self._record(run)
+            most = self._record(run).declaration.most_rounds
             missing = counter - self._spending.charged_at
             if missing <= 0:
                 return 0
+            lost = min((missing + 1) // 2, most)
             newest = max(counter, self._spending.counter)
-            self._write("recovered", {"run": run, "rounds": missing, "counter": next_epoch(newest)})
-            return missing
+            self._write("recovered", {"run": run, "rounds": lost, "counter": next_epoch(newest)})
+            return lost
 
     def set_cap(self, cap: RdpFilter) -> None:
         """Set the first lifetime cap, or tighten the one in force.

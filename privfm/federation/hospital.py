@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -150,15 +150,18 @@ class Hospital:
         spec = self._spec(announcement, model)
         if memory.answered is not None and spec.number <= memory.answered:
             raise ProtocolError(f"attempt {announcement.attempt} is not newer than the last", (COORDINATOR,))
-        counter = self.ledger.counter + 1
-        self.notebook.remember(memory.advertised(*spec.number, announcement.generation, model, counter))
-        mark = LedgerMark(self.ledger.next_counter(), self.ledger.head())
+        mark = self._take_counter(memory.advertised(*spec.number, announcement.generation, model))
         if announcement.round > memory.round:
             self._close_round(memory)
         client = Client(spec, self.membership.identity, self.membership.policy)
         self._current = _Round(announcement, spec, client)
         entropy = self.coins.stream("round", *spec.number).read(32)
         return client.advertise(mark, answered=memory.answered, entropy=entropy)
+
+    def _take_counter(self, memory: Memory) -> LedgerMark:
+        """Take the ledger's next counter, and remember it first: a crash in between leaves the memory one ahead."""
+        self.notebook.remember(replace(memory, counter=self.ledger.counter + 1))
+        return LedgerMark(self.ledger.next_counter(), self.ledger.head())
 
     def _check_follows(self, memory: Memory, announcement: Announcement, model: bytes) -> None:
         """A round does not come back, nor a generation of it, and a generation has one model.
@@ -175,9 +178,12 @@ class Hospital:
     def _spec(self, announcement: Announcement, model: bytes) -> RoundSpec:
         member = self.membership
         try:
-            return round_spec(self.plan, member.run, member.roster, announcement, model, self._parameters)
+            spec = round_spec(self.plan, member.run, member.roster, announcement, model, self._parameters)
         except ValueError as error:
             raise ProtocolError(f"the announcement does not fit the plan: {error}", (COORDINATOR,)) from None
+        for invited in (len(self.plan.hospitals), spec.size):  # over all attempts at a round, and in this one
+            member.policy.check(invited, spec.threshold)
+        return spec
 
     def _share(self, client: Client, incoming: bytes) -> bytes:
         seen = {peer: LedgerMark(*mark) for peer, mark in self.ledger.peers_seen().items()}
@@ -186,12 +192,23 @@ class Hospital:
         except RolledBackError as error:
             self.ledger.refuse_peers(error.blamed)
             raise
-        self.ledger.remember_peers({peer: (mark.counter, mark.head) for peer, mark in client.marks.items()})
+        self._remember_marks(client)
         return outgoing
 
+    def _remember_marks(self, client: Client) -> None:
+        self.ledger.remember_peers({peer: (mark.counter, mark.head) for peer, mark in client.marks.items()})
+
     def _mask(self, current: _Round, incoming: bytes) -> bytes:
-        """Compute and charge the update only once the deliveries hold, so that a lie about them costs no budget."""
-        return bytes(current.client.mask(incoming, lambda: [self._update(current)]))
+        """Compute and charge the update only once the deliveries hold, so that a lie about them costs no budget.
+
+        A counter is taken before, so that a ledger restored to the moment after advertising is seen to have gone back.
+        """
+
+        def vectors() -> list[Int32[np.ndarray, " parameters"]]:
+            self._take_counter(self._memory())
+            return [self._update(current)]
+
+        return bytes(current.client.mask(incoming, vectors))
 
     def _agree(self, current: _Round, incoming: bytes) -> bytes:
         """Sign the survivors, unless the same stored update was once agreed to be summed with others.
@@ -202,6 +219,7 @@ class Hospital:
         memory = self._memory()
         outgoing = current.client.agree(incoming, bound_to=memory.survivors)
         self.notebook.remember(memory.agreed(current.client.agreed))
+        self._remember_marks(current.client)
         return outgoing
 
     def _unmask(self, current: _Round, incoming: bytes) -> bytes:

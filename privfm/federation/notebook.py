@@ -22,7 +22,7 @@ class Memory:
         attempt: the newest attempt, -1 before the first.
         generation: of the update that it stored or will store.
         model: 32 bytes that bind a generation to the global model it is computed from.
-        counter: of the ledger when the round was advertised; ties this memory to the ledger.
+        counter: the last that it took of its ledger; ties this memory to the ledger.
         survivors: whom its stored update was agreed to be summed with; a retry must have the same.
         transcript: 32 bytes, once the round was unmasked.
     """
@@ -40,11 +40,11 @@ class Memory:
         """The newest round and attempt that was answered."""
         return None if self.round == 0 else (self.round, self.attempt)
 
-    def advertised(self, number: int, attempt: int, generation: int, model: bytes, counter: int) -> Memory:
+    def advertised(self, number: int, attempt: int, generation: int, model: bytes) -> Memory:
         """Return the memory after advertising; a new round, or a new generation of one, starts without survivors."""
         if (number, generation) == (self.round, self.generation):
-            return replace(self, attempt=attempt, counter=counter)
-        return Memory(number, attempt, generation, model, counter)
+            return replace(self, attempt=attempt)
+        return Memory(number, attempt, generation, model, self.counter)
 
     def agreed(self, survivors: tuple[str, ...]) -> Memory:
         return replace(self, survivors=survivors)

@@ -14,7 +14,7 @@ from privfm.federation.announcement import Announcement
 from privfm.federation.network import backbone_spec
 from privfm.ids import HospitalId
 from privfm.plan import HospitalPlan, ModelPlan, Plan, SecAggPlan
-from privfm.secagg import Roster, RoundSpec, VectorSpec, largest_max_corrupt, smallest_threshold
+from privfm.secagg import Roster, RoundSpec, VectorSpec, largest_max_corrupt, smallest_threshold, some_of
 
 __all__ = [
     "complete_plan",
@@ -178,7 +178,16 @@ def vector_spec(plan: Plan, parameters: int) -> VectorSpec:
 def round_spec(
     plan: Plan, run: bytes, roster: Roster, announcement: Announcement, model: bytes, parameters: int
 ) -> RoundSpec:
-    """Return the protocol's view of a round: what coordinator and hospitals must agree on, byte for byte."""
+    """Return the protocol's view of a round: what coordinator and hospitals must agree on, byte for byte.
+
+    Raises:
+        ValueError: the announcement is not of this plan: its round, its hospitals, or its model.
+    """
+    if announcement.round > plan.federation.rounds:
+        raise ValueError(f"round {announcement.round}: the plan has {plan.federation.rounds}")
+    strangers = set(announcement.cohort) - {hospital.id for hospital in plan.hospitals}
+    if strangers:  # also members of the roster: two survivor sets share an honest signer within the plan's cohort alone
+        raise ValueError(f"cohort: {some_of(strangers)} not in the plan")
     return RoundSpec(
         run=run,
         round=announcement.round,

@@ -20,7 +20,7 @@ from privfm.secagg.spec import (
     largest_max_corrupt,
     smallest_threshold,
 )
-from privfm.secagg.stages import Stage
+from privfm.secagg.stages import Stage, some_of
 
 __all__ = [
     "COORDINATOR",
@@ -45,5 +45,6 @@ __all__ = [
     "run_round",
     "server",
     "smallest_threshold",
+    "some_of",
     "sparse",
 ]

@@ -33,7 +33,7 @@ from privfm.secagg.framing import Signed
 from privfm.secagg.messages import Agreements, Cohort, Dealing, Deliveries, Delivery, KeyPackage, Survivors
 from privfm.secagg.roster import COORDINATOR
 from privfm.secagg.spec import LedgerMark
-from privfm.secagg.stages import blaming, check_ascending
+from privfm.secagg.stages import blaming, check_ascending, some_of
 from privfm.secagg.steps import (
     Finished,
     Ready,
@@ -156,9 +156,9 @@ def _check_packages(state: Advertised, cohort: Cohort) -> dict[str, KeyPackage]:
     spec, own = state.own.spec, state.own.name
     packages = {package.body.sender: package for package in cohort.packages}
     check_ascending([package.body.sender for package in cohort.packages])
-    strangers = sorted(set(packages) - set(spec.cohort))
+    strangers = set(packages) - set(spec.cohort)
     if strangers:
-        raise ProtocolError(f"{', '.join(strangers)} not invited to this round")
+        raise ProtocolError(f"{some_of(strangers)} not invited to this round")
     if packages.get(own) != state.package:
         raise ProtocolError(f"the key package of {own} is not the one it sent")
     for name, package in packages.items():
@@ -227,9 +227,9 @@ def agree(state: Masked, incoming: bytes, *, bound_to: Sequence[str] | None = No
     with blaming(COORDINATOR, doing="survivors"):
         survivors = Survivors.decode(incoming).names
         check_ascending(survivors)
-        strangers = sorted(set(survivors) - set(state.dealings))
+        strangers = set(survivors) - set(state.dealings)
         if strangers:
-            raise ProtocolError(f"{', '.join(strangers)} did not share, or did not share with {own.name}")
+            raise ProtocolError(f"{some_of(strangers)} did not share, or did not share with {own.name}")
         if own.name not in survivors:
             raise ProtocolError(f"{own.name} is asked to agree that it dropped out")
         check_enough(len(survivors), _needed(own), "survivors")

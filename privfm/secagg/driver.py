@@ -77,7 +77,7 @@ class Client:
 
     @property
     def marks(self) -> Mapping[str, LedgerMark]:
-        """Where each ledger of the cohort stands, after share: keep the highest."""
+        """Where ledgers stand: of the cohort after share, of the survivors after agree. Keep the highest, each time."""
         if self._marks is None:
             raise ValueError("marks: not known before share was answered")
         return self._marks
@@ -119,6 +119,7 @@ class Client:
         """The agreement. See `client.agree`."""
         state, outgoing = client.agree(self._take(client.Masked), incoming, bound_to=bound_to)
         self._state, self._agreed = state, state.survivors
+        self._marks = {name: self.marks[name].masked() for name in state.survivors}
         return outgoing
 
     def unmask(self, incoming: bytes) -> bytes:

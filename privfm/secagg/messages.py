@@ -23,7 +23,7 @@ from functools import cached_property
 from privfm.secagg.encoding import MessageError, Reader, Writer, digest
 from privfm.secagg.framing import COHORT_LIMIT, Message, Signed, SignedBody, read_signed_blob
 from privfm.secagg.shamir import SHARE_BYTES, check_share
-from privfm.secagg.spec import LedgerMark
+from privfm.secagg.spec import COUNTER_LIMIT, LedgerMark
 
 __all__ = [
     "Agreement",
@@ -95,7 +95,10 @@ class KeyPackage(SignedBody):
     @classmethod
     def read(cls, reader: Reader) -> KeyPackage:
         sender, channel_key, mask_key = reader.name(), reader.raw(32), reader.raw(32)
-        return cls(sender, channel_key, mask_key, LedgerMark(reader.u64(), reader.raw(32)))
+        counter, head = reader.u64(), reader.raw(32)
+        if counter >= COUNTER_LIMIT:
+            raise MessageError(f"ledger counter {counter} is out of range")
+        return cls(sender, channel_key, mask_key, LedgerMark(counter, head))
 
 
 @dataclass(frozen=True)

@@ -175,8 +175,8 @@ def check_successor(old: Roster, new: Roster) -> None:
     """Refuse a roster that may not replace the one held.
 
     Raises:
-        VerificationError: another federation, not the next version, not made from this one, or a key that left is not
-            revoked.
+        VerificationError: another federation, not the next version, not made from this one, a key that left is not
+            revoked, or one that stayed goes by another name.
     """
     if new.federation != old.federation:
         raise VerificationError(f"roster is of {new.federation!r}, not {old.federation!r}")
@@ -185,6 +185,13 @@ def check_successor(old: Roster, new: Roster) -> None:
     gone = set(old.keys.values()) - set(new.keys.values())
     if not gone.union(old.revoked) <= set(new.revoked):
         raise VerificationError(f"roster version {new.version} drops a key without revoking it")
+    before = {member.key: member.name for member in old.members}
+    for member in new.members:
+        if before.get(member.key, member.name) != member.name:
+            raise VerificationError(
+                f"roster version {new.version} gives the key of {before[member.key]} to {member.name}; "
+                "a key belongs to one name for life"
+            )
 
 
 def _gap(old: Roster, new: Roster) -> str:

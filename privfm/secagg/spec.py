@@ -9,6 +9,7 @@ from itertools import pairwise
 from privfm.errors import ProtocolError
 from privfm.secagg.encoding import Writer, check_bytes, check_name, digest
 from privfm.secagg.roster import COORDINATOR, Roster
+from privfm.secagg.stages import some_of
 
 __all__ = [
     "VERSION",
@@ -24,6 +25,7 @@ __all__ = [
 VERSION = 1
 RINGS = (16, 24, 32)
 COMPLETE_GRAPH_LIMIT = 100
+COUNTER_LIMIT = 2**63
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,10 @@ class VectorSpec:
 class LedgerMark:
     """Where a hospital's ledger stands; signed into each round, so that its peers notice when it goes back.
 
+    A hospital takes a counter for each message that commits it: one before it advertises, and the next before it masks.
+
     Args:
-        counter: number of entries, below 2^64.
+        counter: of the newest such entry, at most 2^63.
         head: hash of the newest entry, 32 bytes.
     """
 
@@ -87,8 +91,8 @@ class LedgerMark:
 
     def __post_init__(self) -> None:
         check_bytes("head", self.head, 32)
-        if not 0 <= self.counter < 2**64:
-            raise ValueError(f"counter={self.counter}: need 0 to 2^64 - 1")
+        if not 0 <= self.counter <= COUNTER_LIMIT:
+            raise ValueError(f"counter={self.counter}: need 0 to 2^63")
 
     def follows(self, seen: LedgerMark) -> bool:
         """Whether a ledger that once stood at `seen` may stand here now.
@@ -97,6 +101,16 @@ class LedgerMark:
         False
         """
         return self.counter > seen.counter or self == seen
+
+    def masked(self) -> LedgerMark:
+        """Where the ledger of one who advertised with this mark, and masked, stands at least: keep it of survivors.
+
+        Else a hospital whose ledger was restored to a moment between the two could mask another vector unnoticed.
+
+        >>> LedgerMark(4, bytes(32)).masked().counter
+        5
+        """
+        return LedgerMark(self.counter + 1, self.head)
 
 
 @dataclass(frozen=True)
@@ -164,9 +178,9 @@ class RoundSpec:
         for left, right in pairwise(self.cohort):
             if left >= right:
                 raise ValueError(f"cohort: {right!r} after {left!r}, need each name once, in ascending order")
-        strangers = sorted(set(self.cohort) - set(self.roster.names))
+        strangers = set(self.cohort) - set(self.roster.names)
         if strangers:
-            raise ValueError(f"cohort: {', '.join(strangers)} not in roster version {self.roster.version}")
+            raise ValueError(f"cohort: {some_of(strangers)} not in roster version {self.roster.version}")
         if not 2 <= self.threshold <= self.size:
             raise ValueError(f"threshold={self.threshold}: need 2 to the cohort's {self.size}")
         if self.neighbours is None and self.size > COMPLETE_GRAPH_LIMIT:

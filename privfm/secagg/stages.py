@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 
 from privfm.errors import ProtocolError
 
-__all__ = ["AnyStage", "SparseStage", "Stage", "blaming", "check_ascending"]
+__all__ = ["AnyStage", "SparseStage", "Stage", "blaming", "check_ascending", "some_of"]
 
 
 class Stage(StrEnum):
@@ -33,6 +33,7 @@ class SparseStage(StrEnum):
 
 
 AnyStage = Stage | SparseStage
+_SHOWN = 3
 
 
 @contextmanager
@@ -44,6 +45,16 @@ def blaming(*names: str, doing: str) -> Iterator[None]:
         if error.blamed:
             raise
         raise ProtocolError(f"{doing}: {error}", names) from error
+
+
+def some_of(names: Collection[str]) -> str:
+    """The first few of names that another party chose, so that it does not choose the length of an error.
+
+    >>> some_of(["a", "b"]), some_of([f"n{k}" for k in range(9)])
+    ('a, b', 'n0, n1, n2 and 6 more')
+    """
+    shown = sorted(names)[:_SHOWN]
+    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def check_ascending(names: Sequence[str]) -> None:

@@ -35,11 +35,11 @@ class RunningSum(ABC, Generic[Head, Closed]):
         self._threads = threads
         self._totals = tuple(np.zeros(vector.length, np.uint32) for vector in vectors)
         self._added: dict[str, Head] = {}
-        self._faults: list[Fault] = []
+        self._faults: dict[str, Fault] = {}
         self._closed = False
 
     def add(self, name: str, message: bytes | memoryview) -> None:
-        """Add one hospital's upload; record a fault if it does not hold, or if it is its second."""
+        """Add one hospital's upload; record its first fault if it does not hold, or if it is its second."""
         if self._closed:
             raise ValueError(f"name={name!r}: the sum is closed")
         try:
@@ -48,7 +48,7 @@ class RunningSum(ABC, Generic[Head, Closed]):
             head, upload, tag_key = self._read(name, message)
             add_upload(self._vectors, upload, tag_key, self._totals, self._threads)
         except ProtocolError as error:
-            self._faults.append(Fault((name,), self._stage, str(error)))
+            self._faults.setdefault(name, Fault((name,), self._stage, str(error)))
         else:
             self._added[name] = head
 
@@ -65,7 +65,7 @@ class RunningSum(ABC, Generic[Head, Closed]):
             ProtocolError: fewer than the threshold are left.
         """
         self._closed = True
-        return self._freeze(dict(sorted(self._added.items())), tuple(self._faults))
+        return self._freeze(dict(sorted(self._added.items())), tuple(self._faults.values()))
 
     @abstractmethod
     def _read(self, name: str, message: bytes | memoryview) -> tuple[Head, bytes | memoryview, bytes]:

@@ -16,10 +16,10 @@ from replay import Recording, record
 from rounds import identity, make_rig
 
 from privfm.errors import ProtocolError
-from privfm.secagg import ClientPolicy, Stage, client, keys, largest_max_corrupt
+from privfm.secagg import ClientPolicy, Stage, client, dealing, keys, largest_max_corrupt
 from privfm.secagg.framing import Signed
-from privfm.secagg.messages import Agreement, Agreements, Reveal, Survivors
-from privfm.secagg.shamir import evaluate, weights_at_zero
+from privfm.secagg.messages import Agreement, Agreements, Reveal, Seed, Survivors
+from privfm.secagg.shamir import evaluate, recover, weights_at_zero
 
 GROUPS = [(3, 1), (4, 1), (5, 1), (5, 2)]
 
@@ -112,6 +112,45 @@ def check_splits_look_alike(rows: Incidence, ring: int) -> None:
     for views in by_sum.values():
         assert all(view == views[0] for view in views)
     assert by_sum[0][0] != by_sum[1][0]
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_shares_lie_on_polynomials_of_full_degree(count: int) -> None:
+    """What `Coalition` takes for granted: shares of fewer than a threshold are no shorter polynomial's."""
+    story = story_of(count)
+    threshold, points = story.rig.spec.threshold, {name: point for point, name in enumerate(story.rig.names, start=1)}
+    for dealer in story.rig.names:
+        held = {points[name]: state.held[dealer] for name, state in story.before[Stage.AGREE].items()}
+        for seed in Seed:
+            shares = {point: each.of(seed).value for point, each in held.items()}
+            seeds = {recover(dict(chosen), threshold) for chosen in combinations(shares.items(), threshold)}
+            fewer = {recover(dict(chosen), threshold - 1) for chosen in combinations(shares.items(), threshold - 1)}
+            assert len(seeds) == 1
+            assert len(fewer - {None}) != 1
+            assert not seeds & fewer
+
+
+def test_every_coefficient_of_every_polynomial_is_drawn_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bytes] = []
+    split = dealing.split
+
+    def seen(seed: bytes, points: tuple[int, ...], coefficients: list[bytes]) -> tuple[bytes, ...]:
+        drawn.extend(coefficients)
+        return split(seed, points, coefficients)
+
+    monkeypatch.setattr(dealing, "split", seen)
+    rig = make_rig(5, length=3)
+    record(rig)
+    assert len(drawn) == len(set(drawn)) == 2 * 5 * (rig.spec.threshold - 1)
+
+
+def test_masks_come_from_what_a_coalition_does_not_know() -> None:
+    """What `Coalition` takes for granted: another secret gives another mask, and so does another cohort."""
+    vectors = make_rig(3).spec.vectors
+    secrets, contexts = (bytes(32), b"\1" + bytes(31)), (b"c" * 32, b"d" * 32)
+    pairs = {keys.pair_masks(s, c, "h00", "h01", vectors)[0].key for s in secrets for c in contexts}
+    selves = {keys.self_masks(s, c, "h00", vectors)[0].key for s in secrets for c in contexts}
+    assert len(pairs | selves) == 8
 
 
 def test_before_anything_is_opened_every_view_is_alike() -> None:

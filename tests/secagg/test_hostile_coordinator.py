@@ -8,10 +8,11 @@ from dataclasses import replace
 import hostile_coordinator as hostile
 import pytest
 from knowledge import lying_open, opened
+from replay import record
 from rounds import Coordinator, Hospital, entropy, hospitals_of, make_rig, mark_of, play
 
 from privfm.errors import ProtocolError
-from privfm.secagg import COORDINATOR, ClientPolicy, Stage, client
+from privfm.secagg import COORDINATOR, ClientPolicy, Stage, client, server
 from privfm.secagg.messages import Cohort, Seed, Survivors
 
 EVERYBODY = ("h00", "h01", "h02", "h03", "h04")
@@ -199,6 +200,46 @@ def test_a_minimum_above_the_threshold_binds_the_survivors() -> None:
     story = play(LosesOne(rig), hospitals_of(rig))
     assert "4 survivors, need 5" in str(story.refusals["h00"])
     assert Stage.UNMASK not in story.sent or opened(story) == {}
+
+
+def test_a_minimum_above_the_threshold_binds_the_sharers_before_anything_is_computed() -> None:
+    rig = make_rig(5, policy=ClientPolicy(1, 5))
+
+    class LosesADeal(Coordinator):
+        def deliveries(self, deals: dict[str, bytes]) -> dict[str, bytes]:
+            return super().deliveries({name: data for name, data in deals.items() if name != "h04"})
+
+    story = play(LosesADeal(rig), hospitals_of(rig))
+    assert "4 sharers, need 5" in str(story.refusals["h00"])
+    assert not story.sent.get(Stage.MASK)
+
+
+def test_another_party_does_not_choose_the_length_of_an_error() -> None:
+    rig = make_rig(5)
+
+    class InvitesACrowd(Coordinator):
+        def cohorts(self, packages: dict[str, bytes]) -> dict[str, bytes]:
+            honest = Cohort.decode(super().cohorts(packages)["h00"])
+            first = honest.packages[0]
+            crowd = [replace(first, body=replace(first.body, sender=f"s{k:05d}" + "x" * 58)) for k in range(500)]
+            message = Cohort(honest.coordinator_key, (*honest.packages, *crowd)).encode()
+            return dict.fromkeys(packages, message)
+
+    story = play(InvitesACrowd(rig), hospitals_of(rig))
+    assert "and 497 more not invited" in str(story.refusals["h00"])
+    assert len(str(story.refusals["h00"])) < 500
+
+
+def test_a_hospital_has_one_fault_however_much_it_sends() -> None:
+    recording = record(make_rig(5))
+    total = server.MaskedSum(recording.coordinator[Stage.MASK])
+    for _ in range(9):
+        total.add("h01", b"")
+    for name, upload in recording.sent[Stage.MASK].items():
+        if name != "h01":
+            total.add(name, upload)
+    masked, _ = total.close()
+    assert [fault.blamed for fault in masked.faults] == [("h01",)]
 
 
 def test_vectors_agreed_on_before_are_not_summed_with_others() -> None:

@@ -49,12 +49,13 @@ BAD_KEYS = {
 }
 
 
+@pytest.mark.parametrize("use", ["mask_key", "channel_key"])
 @pytest.mark.parametrize(("key", "reason"), BAD_KEYS.values(), ids=BAD_KEYS.keys())
-def test_a_bad_key_is_refused_by_coordinator_and_peers(key: bytes, reason: str) -> None:
+def test_a_bad_key_is_refused_by_coordinator_and_peers(key: bytes, reason: str, use: str) -> None:
     rig = make_rig(5)
-    story = play(Coordinator(rig), hospitals_of(rig, h01=hostile.ShowsKey(Hospital(rig, LIAR), key)))
+    story = play(Coordinator(rig), hospitals_of(rig, h01=hostile.ShowsKey(Hospital(rig, LIAR), key, use)))
     check_others_go_on(rig, story.outcome, Stage.ADVERTISE, reason)
-    story = play(Trusting(rig), hospitals_of(rig, h01=hostile.ShowsKey(Hospital(rig, LIAR), key)))
+    story = play(Trusting(rig), hospitals_of(rig, h01=hostile.ShowsKey(Hospital(rig, LIAR), key, use)))
     for name in OTHERS:
         assert story.refusals[name].blamed == (LIAR,)
         assert reason in str(story.refusals[name])
@@ -108,7 +109,16 @@ def test_marks_of_peers_are_shown_for_keeping() -> None:
     for hospital in hospitals.values():
         hospital.seen = {peer: mark_of(peer) for peer in rig.names}
     assert play(Coordinator(rig), hospitals).refusals == {}
-    assert hospitals["h00"].client.marks == {peer: mark_of(peer) for peer in rig.names}
+    assert hospitals["h00"].client.marks == {peer: mark_of(peer).masked() for peer in rig.names}
+
+
+def test_a_ledger_of_one_who_masked_has_to_stand_further() -> None:
+    rig = make_rig(5)
+    hospitals = hospitals_of(rig)
+    for hospital in hospitals.values():
+        hospital.seen = {"h01": mark_of("h01").masked()}
+    story = play(Coordinator(rig), hospitals)
+    assert all(story.refusals[name].blamed == ("h01",) for name in OTHERS)
 
 
 @pytest.mark.parametrize(

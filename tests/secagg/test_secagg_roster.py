@@ -122,8 +122,20 @@ def test_only_the_next_version_made_from_this_one_follows() -> None:
     for old, new in ((first, third), (second, first), (first, first), (first, other)):
         with pytest.raises(VerificationError, match="does not follow"):
             check_successor(old, new)
+    skipping = Roster("f", 3, second.members, (), first.digest)
+    with pytest.raises(VerificationError, match="ask for the ones between"):
+        check_successor(first, skipping)
     with pytest.raises(VerificationError, match="is of 'g'"):
         check_successor(first, Roster.first("g", {"a": A}))
+
+
+def test_a_key_stays_with_its_name() -> None:
+    first = Roster.first("f", {"a": A, "b": B})
+    swapped = Roster("f", 2, (Member("a", B), Member("b", A)), (), first.digest)
+    moved = Roster("f", 2, (Member("a", A), Member("c", B)), (), first.digest)
+    for new, said in ((swapped, "the key of b to a"), (moved, "the key of b to c")):
+        with pytest.raises(VerificationError, match=f"{said}; a key belongs to one name"):
+            check_successor(first, new)
 
 
 def test_a_diff_says_who_joins_leaves_and_has_another_key() -> None:

@@ -43,15 +43,15 @@ class Stepping(Hospital):
 
 
 class ShowsKey(Stepping):
-    """Advertises a mask key of its choice, properly signed."""
+    """Advertises a key of its choice, properly signed."""
 
-    def __init__(self, base: Hospital, key: bytes) -> None:
+    def __init__(self, base: Hospital, key: bytes, use: str = "mask_key") -> None:
         super().__init__(base.rig, base.name)
-        self.key = key
+        self.key, self.use = key, use
 
     def advertise(self) -> bytes:
         honest = Signed.decode(KeyPackage, super().advertise())
-        package = Signed.by(identity(self.name), self.rig.spec.context0, replace(honest.body, mask_key=self.key))
+        package = Signed.by(identity(self.name), self.rig.spec.context0, replace(honest.body, **{self.use: self.key}))
         self.state = replace(self.state, package=package)
         return package.encode()
 
