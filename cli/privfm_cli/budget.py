@@ -161,7 +161,9 @@ def recover(
     hospital: Annotated[str, typer.Argument(metavar="HOSPITAL", show_default=False)],
     seen: Annotated[
         int | None,
-        typer.Option(min=1, show_default="what the run's other ledgers saw", help="Highest counter that a peer saw."),
+        typer.Option(
+            min=1, max=2**63, show_default="what the run's other ledgers saw", help="Highest counter that a peer saw."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
