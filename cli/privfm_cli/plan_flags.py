@@ -70,7 +70,9 @@ PLAN_FLAGS = (
     PlanFlag("--patch-size", "model.patch_size", int, "Model", "Pixels a side of a patch.", "None"),
     PlanFlag("--init", "model.init", str, "Model", "public, scratch, or a .safetensors file.", "public"),
     PlanFlag("--trainable", "model.trainable", str, "Model", "all, last-K or norm-bias.", "norm-bias"),
-    PlanFlag("--objective", "objective.name", str, "Model", "The self-supervised loss.", "mae"),
+    PlanFlag(
+        "--objective", "objective.name", str, "Model", "mae, simmim, simsiam, byol, dino or simclr: the loss.", "mae"
+    ),
     PlanFlag("--probe/--no-probe", "evaluation.probe", bool, "Evaluation", "Probe held-out patients.", "None"),
     PlanFlag("--device", "performance.device", str, "This machine", "auto, cpu, cuda or cuda:N.", "auto"),
     PlanFlag("--threads", "performance.threads", int, "This machine", "Threads of torch; default all cores.", "None"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from privfm.errors import PlanError
@@ -78,3 +80,12 @@ def test_unknown_names_list_what_there_is() -> None:
 def test_options_that_do_not_fit_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(PlanError, match=r"objective mae: .*mask"):
         get_objective("mae", **options)
+
+
+def test_the_documentation_lists_what_there_is_and_what_is_refused() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    for name in (*OBJECTIVES, *COUPLED, *COUPLING_OPTIONS):
+        assert f"`{name}`" in text, name
+    for name, (_, instead) in COUPLED.items():
+        (row,) = [line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line]
+        assert row.endswith(f"| `{instead}` |")
