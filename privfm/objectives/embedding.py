@@ -87,7 +87,9 @@ def _refresh(network: nn.Module, _: object) -> None:
 
 
 def _whitening(features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """The mean, and the map after which standardised features are uncorrelated with variance one or less.
+    """The mean, and the map after which standardised features vary alike in all directions, little ones apart.
+
+    A direction of variance v comes out with v / (v + 0.05).
 
     >>> mean, directions = _whitening(torch.randn(200, 2) @ torch.tensor([[3.0, 1.0], [0.0, 0.1]]) + 5)
     >>> directions.shape
