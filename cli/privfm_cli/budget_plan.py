@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from privfm.errors import PlanError
-from privfm_cli.budget_questions import Asked, from_flags, from_plan
+from privfm_cli.budget_questions import Asked, after_ledgers, from_flags, from_plan
 from privfm_cli.console import WIDTH, Column, say, show, show_json, show_table
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ def plan(
     noise_multiplier: Annotated[
         float | None, typer.Option(help="Instead of --epsilon: noise standard deviation over clip norm.")
     ] = None,
+    after: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|LEDGER", help="Count what these ledgers have spent already: --epsilon is for both."),
+    ] = None,
     parameters: Annotated[
         int | None,
         typer.Option(min=1, show_default="a plan file's", help="Trained parameters, to forecast whether it can learn."),
@@ -72,7 +76,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
-    """Say how much noise a guarantee needs, or what a given noise costs. Nothing is read or spent.
+    """Say how much noise a guarantee needs, or what a given noise costs. Nothing is spent.
 
     Flags describe one hospital, PLAN.toml as many as its [[hospitals]], each with its own patients, sampling rate
     and epsilon.
@@ -95,6 +99,10 @@ def plan(
     if plan_file is not None and hospitals is not None:
         raise PlanError(f"--hospitals: {plan_file} says that; change it there, or leave the file out")
     asked = from_flags(flags) if plan_file is None else from_plan(plan_file, flags)
+    if after is not None:
+        asked, strangers = after_ledgers(asked, after)
+        if strangers:
+            say(f"no ledger under {after}, taken to have spent nothing: {', '.join(strangers)}")
     answer = _answer(asked, parameters, hospitals or len(asked.questions), curve=True if plot else curve)
     if plot is not None:
         from privfm_cli.budget_plot import draw
@@ -111,7 +119,7 @@ def _answer(asked: Asked, parameters: int | None, averaged: int, *, curve: bool 
     from privfm.dp.outlook import look_ahead
 
     left_out = []
-    different = len({(each.sample_rate, each.delta, each.epsilon, each.noise_multiplier) for each in asked.questions})
+    different = len({replace(each, id="", nominal_units=1) for each in asked.questions})
     wanted = different < MANY if curve is None else curve
     if curve is None and not wanted:
         left_out.append(f"no curves: {different} different budgets would take long; --curve has them worked out")
@@ -160,6 +168,7 @@ def _forecasts(asked: Asked, outlooks: tuple[Outlook, ...], parameters: int, ave
 
 def _to_json(answer: _Answer) -> dict[str, Any]:
     from privfm.dp.accounting import accountant_version
+    from privfm.dp.events import total_steps
 
     asked = answer.asked
     forecasts = answer.forecasts or (None,) * len(answer.outlooks)
@@ -179,6 +188,7 @@ def _to_json(answer: _Answer) -> dict[str, Any]:
                 "noise_share": each.noise_share,
                 "epsilon": each.epsilon,
                 "epsilon_allowed": each.question.epsilon,
+                "steps_spent_before": total_steps(each.question.spent),
                 "epsilon_after_second_run": each.epsilon_after_second_run,
                 "curve": [_point(point.steps, point.epsilon, asked.local_steps) for point in each.curve],
                 "forecast": None if forecast is None else asdict(forecast),
@@ -212,13 +222,15 @@ def _show(answer: _Answer) -> None:
 
 def _show_one(each: Outlook, asked: Asked) -> None:
     from privfm.dp.accounting import accountant_version
+    from privfm.dp.events import total_steps
 
     question = each.question
     drawn = f"{each.expected_units:g} of {question.nominal_units} patients a step"
     retries = "" if asked.reserved_steps == asked.steps else f", and {asked.reserved_steps - asked.steps} for retries"
     show(f"noise multiplier   {each.noise_multiplier:.4f}")
     show(f"epsilon spent      {each.epsilon:.4f} at delta {question.delta:g} ({accountant_version('pld')})")
-    show(f"steps              {asked.steps}{retries}")
+    before = f", after {total_steps(question.spent)} on the ledger" if question.spent else ""
+    show(f"steps              {asked.steps}{retries}{before}")
     show(f"sampling rate      {question.sample_rate:g}, {drawn}")
     show(f"noise              {each.noise_share:.3g} clip norms in each coordinate of the averaged gradient")
     show(f"a second such run  epsilon {each.epsilon_after_second_run:.4f} for both together")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privfm.errors import PlanError
+from privfm.errors import InputError, PlanError
 
 if TYPE_CHECKING:
+    from privfm.dp.events import SampledGaussian
     from privfm.dp.outlook import BudgetQuestion
     from privfm.plan import Plan
 
-__all__ = ["Asked", "from_flags", "from_plan"]
+__all__ = ["Asked", "after_ledgers", "from_flags", "from_plan"]
 
 POINTS = 10
 """Of a curve, beside its end."""
@@ -127,3 +128,25 @@ def from_plan(path: Path, flags: dict[str, Any]) -> Asked:
         for each in plan.hospitals
     )
     return Asked(questions, plan.planned_steps, plan.reserved_steps, plan.federation.local_steps, plan)
+
+
+def after_ledgers(asked: Asked, path: Path) -> tuple[Asked, tuple[str, ...]]:
+    """Return the questions with what the hospitals' ledgers under `path` have spent, and who has none there.
+
+    Raises:
+        InputError: there is no ledger, or more than one for a hospital that has no name.
+        LedgerError: one of them is damaged.
+    """
+    from privfm.dp.ledger import Ledger
+    from privfm_cli.spending import ledger_files
+
+    spent: dict[str, tuple[SampledGaussian, ...]] = {}
+    for file in ledger_files(path):
+        with Ledger.open(file, read_only=True) as ledger:
+            spent[ledger.hospital] = ledger.events()
+    if asked.plan is None:
+        if len(spent) > 1:
+            raise InputError(f"--after {path}: {len(spent)} ledgers; give the one of the hospital in question")
+        spent = dict(zip([asked.questions[0].id], spent.values(), strict=True))
+    questions = tuple(replace(each, spent=spent.get(each.id, ())) for each in asked.questions)
+    return replace(asked, questions=questions), tuple(each.id for each in questions if each.id not in spent)

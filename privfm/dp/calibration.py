@@ -29,6 +29,7 @@ __all__ = [
     "calibrate_noise_under",
     "calibrate_noises",
     "cap_for_plan",
+    "processes_for",
     "serve_calibrations",
 ]
 
@@ -101,11 +102,16 @@ def calibrate_noises(
     1
     """
     distinct = tuple(dict.fromkeys(requests))
-    processes = processes or (2 if len(distinct) >= _PARALLEL_FROM and accountant == "pld" else 1)
+    processes = processes or (processes_for(len(distinct)) if accountant == "pld" else 1)
     if processes == 1:
         return tuple(_calibrated(request, accountant) for request in requests)
     found = _calibrated_by_many(distinct, accountant, processes)
     return tuple(found[request] for request in requests)
+
+
+def processes_for(budgets: int) -> int:
+    """How many processes to work out so many different budgets with, where starting them costs less than it saves."""
+    return 2 if budgets >= _PARALLEL_FROM else 1
 
 
 @lru_cache(maxsize=8)  # a plan is completed more than once, and what workers remember ends with them

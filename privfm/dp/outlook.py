@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from privfm.dp.accounting import epsilon, epsilon_over_steps
-from privfm.dp.calibration import NoiseRequest, calibrate_noises
+from privfm.dp.calibration import calibrate_noise, processes_for
 from privfm.dp.events import SampledGaussian
+from privfm.dp.workers import ask_workers, serve
 
-__all__ = ["BudgetQuestion", "CurvePoint", "Outlook", "look_ahead"]
+__all__ = ["BudgetQuestion", "CurvePoint", "Outlook", "look_ahead", "serve_outlooks"]
+
+_WORKER = "from privfm.dp.outlook import serve_outlooks; serve_outlooks()"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class BudgetQuestion:
         delta: chance that the guarantee may fail with.
         epsilon: what may be spent; None when the noise is given and nothing limits it.
         noise_multiplier: None to have it computed from `epsilon`.
+        spent: on the hospital's ledger already; `epsilon` is for that and the steps together.
     """
 
     id: str
@@ -33,6 +38,7 @@ class BudgetQuestion:
     delta: float
     epsilon: float | None
     noise_multiplier: float | None = None
+    spent: tuple[SampledGaussian, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,8 @@ class Outlook:
 
     Args:
         noise_multiplier: noise standard deviation over clip norm.
-        epsilon: what all steps cost together.
-        epsilon_after_second_run: what they and as many again would cost.
+        epsilon: what all steps cost together, and what was spent before.
+        epsilon_after_second_run: what that and as many steps again would cost.
         curve: on the way there.
     """
 
@@ -78,7 +84,7 @@ def look_ahead(
 
     Args:
         curve_at: numbers of steps at which every hospital's curve is read.
-        processes: as for `calibrate_noises`.
+        processes: as for `privfm.dp.calibration.calibrate_noises`.
 
     Raises:
         ValueError: a value out of its bounds, or neither an epsilon nor a noise multiplier.
@@ -87,27 +93,59 @@ def look_ahead(
     >>> 7.96 <= one.epsilon == one.curve[-1].epsilon <= 8.0 < one.epsilon_after_second_run < 16.0
     True
     """
-    requests = {i: _request(each) for i, each in enumerate(questions) if each.noise_multiplier is None}
-    found = calibrate_noises(list(requests.values()), processes=processes)
-    noises = {i: each.noise_multiplier for i, each in zip(requests, found, strict=True)}
-    return tuple(
-        _look(each, each.noise_multiplier or noises[i], sorted(set(curve_at))) for i, each in enumerate(questions)
-    )
+    budgets = [replace(each, id="", nominal_units=1) for each in questions]
+    distinct, along = list(dict.fromkeys(budgets)), sorted(set(curve_at))
+    replies: list[Any] = [None] * len(distinct)
+    if (processes or processes_for(len(distinct))) > 1:
+        jobs = [{"question": asdict(each), "curve_at": along} for each in distinct]
+        replies = ask_workers(_WORKER, jobs, processes or processes_for(len(distinct)))
+    answers = {
+        each: _answer(each, along) if reply is None else _Answer(*reply)
+        for each, reply in zip(distinct, replies, strict=True)
+    }
+    return tuple(_outlook(each, answers[key], along) for each, key in zip(questions, budgets, strict=True))
 
 
-def _request(question: BudgetQuestion) -> NoiseRequest:
-    if question.epsilon is None:
-        raise ValueError(f"{question.id}: epsilon=None: needs an epsilon or a noise_multiplier")
-    return NoiseRequest(question.epsilon, question.delta, question.sample_rate, question.steps)
+class _Answer(NamedTuple):
+    noise_multiplier: float
+    epsilon: float
+    epsilon_after_second_run: float
+    curve: Sequence[float]
 
 
-def _look(question: BudgetQuestion, noise_multiplier: float, curve_at: Sequence[int]) -> Outlook:
+def _answer(question: BudgetQuestion, curve_at: Sequence[int]) -> _Answer:
+    noise_multiplier = question.noise_multiplier or _calibrated(question)
     event = SampledGaussian(question.sample_rate, noise_multiplier, question.steps)
-    along = epsilon_over_steps(event, curve_at, question.delta)  # cached: equal hospitals cost nothing
-    return Outlook(
-        question=question,
-        noise_multiplier=noise_multiplier,
-        epsilon=epsilon([event], question.delta),
-        epsilon_after_second_run=epsilon([event.repeated(2)], question.delta),
-        curve=tuple(CurvePoint(steps, spent) for steps, spent in zip(curve_at, along, strict=True)),
+    return _Answer(
+        noise_multiplier,
+        epsilon([*question.spent, event], question.delta),
+        epsilon([*question.spent, event.repeated(2)], question.delta),
+        epsilon_over_steps(event, curve_at, question.delta, before=question.spent),
     )
+
+
+def _calibrated(question: BudgetQuestion) -> float:
+    if question.epsilon is None:
+        raise ValueError("epsilon=None: needs an epsilon or a noise_multiplier")
+    return calibrate_noise(
+        epsilon=question.epsilon,
+        delta=question.delta,
+        sample_rate=question.sample_rate,
+        steps=question.steps,
+        spent=question.spent,
+    )
+
+
+def _outlook(question: BudgetQuestion, answer: _Answer, curve_at: Sequence[int]) -> Outlook:
+    curve = tuple(CurvePoint(steps, spent) for steps, spent in zip(curve_at, answer.curve, strict=True))
+    return Outlook(question, answer.noise_multiplier, answer.epsilon, answer.epsilon_after_second_run, curve)
+
+
+def serve_outlooks() -> None:
+    """Be a worker of `look_ahead`."""
+    serve(_reply)
+
+
+def _reply(job: dict[str, Any]) -> _Answer:
+    spent = tuple(SampledGaussian(**event) for event in job["question"].pop("spent"))
+    return _answer(BudgetQuestion(**job["question"], spent=spent), job["curve_at"])

@@ -13,6 +13,7 @@ from privfm_cli.main import main
 from privfm.dp.accounting import epsilon
 from privfm.dp.events import SampledGaussian
 from privfm.dp.forecast import forecast
+from privfm.dp.ledger import Ledger
 
 RATES = ["budget", "plan", "--nominal-units", "60", "--sample-rate", "0.5"]
 PLAN = """
@@ -195,6 +196,33 @@ def test_a_plan_that_spends_too_much_or_names_nobody_is_refused(
     plan_file.write_text("")
     assert main(["budget", "plan", str(plan_file)]) == 2
     assert "has no [[hospitals]]" in capsys.readouterr().err
+
+
+def test_what_ledgers_have_spent_counts(plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spent = SampledGaussian(0.5, 4.0, 6)
+    for name in ("south", "north"):
+        with Ledger.create(tmp_path / f"{name}.sqlite", name) as ledger:
+            ledger.open_run("run-1", bytes(32), [spent], rounds=5, retry_rounds=1)
+            if name == "south":
+                ledger.charge("run-1", 0, 0, context=bytes(32))
+    arguments = ["budget", "plan", str(plan_file), "--parameters", "10", "--after", str(tmp_path)]
+    assert main([*arguments, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "taken to have spent nothing: west\n" in printed.err
+    north, south, west = json.loads(printed.out)["hospitals"]
+    assert [each["steps_spent_before"] for each in (north, south, west)] == [0, 6, 0]
+    event = SampledGaussian(0.5, south["noise_multiplier"], 24)
+    assert 0.995 * 4 <= south["epsilon"] == epsilon([spent, event], 1e-5) <= 4
+    assert west["noise_multiplier"] < south["noise_multiplier"]
+    alone = ["--steps", "24", "--epsilon", "4", "--after", str(tmp_path / "south.sqlite")]
+    assert planned(capsys, *RATES, *alone)["hospitals"][0]["noise_multiplier"] == south["noise_multiplier"]
+    assert main([*RATES, *alone]) == 0
+    assert "steps              24, after 6 on the ledger" in capsys.readouterr().out
+    for more, says in ((["--after", str(tmp_path)], "2 ledgers; give the one"), (["--epsilon", "1"], "already spent")):
+        assert main([*RATES, *alone, *more]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("name", "begins"), [("curve.png", b"\x89PNG"), ("curve.svg", b"<?xml")])
