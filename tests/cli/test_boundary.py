@@ -16,6 +16,7 @@ from privfm_cli.app import EPILOG
 from privfm_cli.main import main
 
 from privfm import __version__, errors
+from privfm.dp.ledger import Ledger
 
 PRIVFM = [sys.executable, "-m", "privfm_cli.main"]
 
@@ -186,8 +187,10 @@ def test_budget_is_free_of_torch(tmp_path: Path) -> None:
     assert not _imported(*plan) & {"torch", "opacus", "timm", "torchvision", "matplotlib"}
     three = "".join(f'[[hospitals]]\nid = "{name}"\nnominal_units = 60\n' for name in ("north", "south", "west"))
     (tmp_path / "plan.toml").write_text(three)
-    many = ["budget", "plan", str(tmp_path / "plan.toml"), "--parameters", "5000"]
-    assert not _imported(*many) & {"torch", "opacus", "timm", "torchvision", "matplotlib"}
+    Ledger.create(tmp_path / "north.sqlite", "north").shut()
+    many = ["plan", str(tmp_path / "plan.toml"), "--parameters", "5000", "--after", str(tmp_path)]
+    for arguments in (many, ["show", str(tmp_path)], ["cap", str(tmp_path)], ["verify", str(tmp_path)]):
+        assert not _imported("budget", *arguments) & {"torch", "opacus", "timm", "torchvision", "matplotlib"}
 
 
 def test_keys_are_free_of_torch(tmp_path: Path) -> None:

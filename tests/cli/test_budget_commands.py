@@ -117,6 +117,16 @@ def test_a_whole_ledger_is_verified_and_a_changed_one_is_named(run: Path, capsys
     assert error.count("\n") == 1
 
 
+def test_a_damaged_stored_vector_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "ledgers" / "west.sqlite"
+    with Ledger.open(path) as ledger:
+        ledger.store_update(ledger.charge("run-1", 3, 0, context=bytes(32)), b"noised and quantised")
+    _json(capsys, "budget", "verify", str(path))
+    path.write_bytes(path.read_bytes().replace(b"noised and", b"noised AND"))
+    assert main(["budget", "verify", str(path)]) == 4
+    assert "the stored vector of round 3 is damaged" in capsys.readouterr().err
+
+
 def test_a_first_cap_suits_the_newest_run_and_is_in_force_at_once(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
