@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import privfm
 from privfm.data import procedural_images
 from privfm.data.views import Augmentation, make_views, standardise
+from privfm.federation import building
 from privfm.federation.building import build_network
 from privfm.files import write_atomic
 from privfm.models import BackboneSpec
@@ -211,7 +212,7 @@ def _source_hash() -> str:
     root = Path(privfm.__file__).parent
     files = sorted(file for part in ("data", "models", "objectives") for file in (root / part).glob("*.py"))
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    for file in files:
+    for file in (*files, Path(building.__file__)):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -9,7 +9,7 @@ import torch
 from privfm.federation import pretraining
 from privfm.federation.pretraining import Recipe, cache_folder, public_initialisation
 from privfm.models import DEFAULT_BACKBONE, BackboneSpec, build_backbone
-from privfm.objectives import MaskedAutoEncoding
+from privfm.objectives import MaskedAutoEncoding, get_objective
 
 SPEC = BackboneSpec("test_vit", image_size=16, patch_size=4, depth=1)
 OBJECTIVE = MaskedAutoEncoding()
@@ -115,6 +115,18 @@ def test_the_cache_follows_the_user_s_settings(monkeypatch: pytest.MonkeyPatch, 
 def test_other_families_can_start_publicly(name: str, tmp_path: Path) -> None:
     state, _ = public_initialisation(BackboneSpec(name), OBJECTIVE, seed=0, recipe=BRIEF, cache=tmp_path)
     assert all(bool(value.isfinite().all()) for value in state.values())
+
+
+@pytest.mark.parametrize("name", ["simmim", "simsiam", "byol", "dino", "simclr"])
+def test_other_objectives_can_start_publicly(name: str, tmp_path: Path) -> None:
+    state, provenance = public_initialisation(
+        BackboneSpec("test_convnext"), get_objective(name), seed=0, recipe=BRIEF, cache=tmp_path
+    )
+    again, read = public_initialisation(
+        BackboneSpec("test_convnext"), get_objective(name), seed=0, recipe=BRIEF, cache=tmp_path
+    )
+    assert all(bool(value.isfinite().all()) and torch.equal(value, again[key]) for key, value in state.items())
+    assert (provenance.cached, read.cached) == (False, True)
 
 
 def test_a_larger_backbone_takes_fewer_steps_and_images() -> None:
