@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from privfm.errors import InputError, PlanError
 
 if TYPE_CHECKING:
     from privfm.dp.events import SampledGaussian
+    from privfm.dp.filter import RdpFilter
     from privfm.dp.outlook import BudgetQuestion
     from privfm.plan import Plan
 
@@ -32,6 +34,7 @@ class Asked:
         reserved_steps: noisy steps that the noise has to suffice for: those and the retries.
         local_steps: noisy steps in a round; None where only steps were named.
         plan: the plan file, where there is one.
+        caps: lifetime caps of hospitals whose ledgers were given and have one.
     """
 
     questions: tuple[BudgetQuestion, ...]
@@ -39,6 +42,7 @@ class Asked:
     reserved_steps: int
     local_steps: int | None
     plan: Plan | None = None
+    caps: Mapping[str, RdpFilter] = field(default_factory=dict)
 
     @property
     def every(self) -> int:
@@ -131,7 +135,7 @@ def from_plan(path: Path, flags: dict[str, Any]) -> Asked:
 
 
 def after_ledgers(asked: Asked, path: Path) -> tuple[Asked, tuple[str, ...]]:
-    """Return the questions with what the hospitals' ledgers under `path` have spent, and who has none there.
+    """Return the questions with what the hospitals' ledgers under `path` say, and who has none there.
 
     Raises:
         InputError: there is no ledger, or more than one for a hospital that has no name.
@@ -140,13 +144,14 @@ def after_ledgers(asked: Asked, path: Path) -> tuple[Asked, tuple[str, ...]]:
     from privfm.dp.ledger import Ledger
     from privfm_cli.spending import ledger_files
 
-    spent: dict[str, tuple[SampledGaussian, ...]] = {}
+    found: dict[str, tuple[tuple[SampledGaussian, ...], RdpFilter | None]] = {}
     for file in ledger_files(path):
         with Ledger.open(file, read_only=True) as ledger:
-            spent[ledger.hospital] = ledger.events()
+            found[ledger.hospital] = ledger.events(), ledger.cap
     if asked.plan is None:
-        if len(spent) > 1:
-            raise InputError(f"--after {path}: {len(spent)} ledgers; give the one of the hospital in question")
-        spent = dict(zip([asked.questions[0].id], spent.values(), strict=True))
-    questions = tuple(replace(each, spent=spent.get(each.id, ())) for each in asked.questions)
-    return replace(asked, questions=questions), tuple(each.id for each in questions if each.id not in spent)
+        if len(found) > 1:
+            raise InputError(f"--after {path}: {len(found)} ledgers; give the one of the hospital in question")
+        found = dict(zip([asked.questions[0].id], found.values(), strict=True))
+    questions = tuple(replace(each, spent=found[each.id][0] if each.id in found else ()) for each in asked.questions)
+    caps = {name: cap for name, (_, cap) in found.items() if cap is not None}
+    return replace(asked, questions=questions, caps=caps), tuple(q.id for q in questions if q.id not in found)

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from privfm.dp.accounting import epsilon, epsilon_over_steps
-from privfm.dp.calibration import calibrate_noise, processes_for
+from privfm.dp.calibration import calibrate_noise, calibrate_noise_under, processes_for
 from privfm.dp.events import SampledGaussian
+from privfm.dp.filter import RdpFilter
 from privfm.dp.workers import ask_workers, serve
 
-__all__ = ["BudgetQuestion", "CurvePoint", "Outlook", "look_ahead", "serve_outlooks"]
+__all__ = ["BudgetQuestion", "CurvePoint", "Outlook", "UnderCap", "look_ahead", "serve_outlooks", "under_cap"]
 
 _WORKER = "from privfm.dp.outlook import serve_outlooks; serve_outlooks()"
 
@@ -77,6 +78,21 @@ class Outlook:
         return self.noise_multiplier / self.expected_units
 
 
+@dataclass(frozen=True)
+class UnderCap:
+    """What a lifetime cap makes of an outlook.
+
+    Args:
+        cap: its epsilon.
+        steps: how many of the steps it has room for.
+        noise_multiplier: at least the outlook's, with which it has room for all; None where no noise would do.
+    """
+
+    cap: float
+    steps: int
+    noise_multiplier: float | None
+
+
 def look_ahead(
     questions: Sequence[BudgetQuestion], *, curve_at: Sequence[int] = (), processes: int | None = None
 ) -> tuple[Outlook, ...]:
@@ -139,6 +155,25 @@ def _calibrated(question: BudgetQuestion) -> float:
 def _outlook(question: BudgetQuestion, answer: _Answer, curve_at: Sequence[int]) -> Outlook:
     curve = tuple(CurvePoint(steps, spent) for steps, spent in zip(curve_at, answer.curve, strict=True))
     return Outlook(question, answer.noise_multiplier, answer.epsilon, answer.epsilon_after_second_run, curve)
+
+
+def under_cap(outlook: Outlook, cap: RdpFilter) -> UnderCap:
+    """What the lifetime cap of the hospital's ledger would let happen.
+
+    >>> one, = look_ahead([BudgetQuestion("north", 60, 0.5, 24, 1e-5, 8.0)])
+    >>> found = under_cap(one, RdpFilter.for_cap(8.0, 1e-5))
+    >>> found.steps < 24, found.noise_multiplier > one.noise_multiplier
+    (True, True)
+    """
+    asked, noise_multiplier = outlook.question, outlook.noise_multiplier
+    fitting = cap.steps_that_fit(SampledGaussian(asked.sample_rate, noise_multiplier, 1), asked.spent)
+    if fitting >= asked.steps:
+        return UnderCap(cap.epsilon, asked.steps, noise_multiplier)
+    try:
+        needed = calibrate_noise_under(cap, sample_rate=asked.sample_rate, steps=asked.steps, spent=asked.spent)
+    except ValueError:
+        return UnderCap(cap.epsilon, fitting, None)
+    return UnderCap(cap.epsilon, fitting, needed)
 
 
 def serve_outlooks() -> None:

@@ -12,6 +12,7 @@ from privfm_cli.main import main
 
 from privfm.dp.accounting import epsilon
 from privfm.dp.events import SampledGaussian
+from privfm.dp.filter import RdpFilter
 from privfm.dp.forecast import forecast
 from privfm.dp.ledger import Ledger
 
@@ -223,6 +224,28 @@ def test_what_ledgers_have_spent_counts(plan_file: Path, tmp_path: Path, capsys:
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
+
+
+def test_a_lifetime_cap_that_would_stop_the_plan_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cap, path = RdpFilter.for_cap(4.0, 1e-5), tmp_path / "north.sqlite"
+    Ledger.create(path, "north", cap=cap).shut()
+    arguments = [*RATES, "--steps", "24", "--after", str(path)]
+    assert main([*arguments, "--epsilon", "4", "--json"]) == 0
+    printed = capsys.readouterr()
+    (hospital,) = json.loads(printed.out)["hospitals"]
+    under = hospital["under_lifetime_cap"]
+    step, enough = hospital["noise_multiplier"], under["noise_multiplier"]
+    assert under["cap"] == 4.0
+    assert under["steps"] == cap.steps_that_fit(SampledGaussian(0.5, step, 1)) < 24
+    assert cap.steps_that_fit(SampledGaussian(0.5, enough, 1)) == 24
+    assert f"has room for {under['steps']} of 24 steps; all would with noise" in printed.err
+    assert main([*arguments, "--noise-multiplier", f"{enough + 1e-4:.4f}"]) == 0
+    assert "lifetime cap" not in capsys.readouterr().err
+    with Ledger.open(path) as ledger:
+        ledger.open_run("run-1", bytes(32), [SampledGaussian(0.5, enough, 24)], rounds=1, retry_rounds=0)
+        ledger.charge("run-1", 0, 0, context=bytes(32))
+    assert main([*arguments, "--noise-multiplier", "1"]) == 0
+    assert "of 4 has room for 0 of 24 steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "begins"), [("curve.png", b"\x89PNG"), ("curve.svg", b"<?xml")])
