@@ -104,13 +104,15 @@ def try_objective(name: str, splits: int, random: Sequence[float], noise: Sequen
     """Train and probe it on every split."""
     recipe, started, probing, scores = RECIPES[name], time.monotonic(), 0.0, []
     for seed in range(splits):
-        fit, test = _split(seed)
+        fit, test = split(seed)
         backbone = train(get_objective(name), fit, recipe, seed)
         before = time.monotonic()
-        scores.append(_probe(backbone, fit, test))
+        scores.append(probe(backbone, fit, test))
         probing += time.monotonic() - before
     seconds = (time.monotonic() - started - probing) / splits
-    over_random, over_noise = (interval(np.subtract(scores, other)) for other in (random, noise))
+    over_random, over_noise = (
+        interval([a - b for a, b in zip(scores, other, strict=True)]) for other in (random, noise)
+    )
     return Trial(name, *recipe, tuple(scores), float(np.mean(scores)), over_random, over_noise, seconds)
 
 
@@ -142,7 +144,7 @@ def shake(recipe: Recipe, seed: int) -> Backbone:
     return backbone
 
 
-def interval(differences: np.ndarray) -> Interval:
+def interval(differences: Sequence[float]) -> Interval:
     """The mean and its 95% interval; the correction counts what splits share."""
     count, mean = len(differences), float(np.mean(differences))
     if count < 2:
@@ -165,7 +167,7 @@ def _step(optimiser: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
     optimiser.step()
 
 
-def _split(seed: int) -> tuple[ImageSet, ImageSet]:
+def split(seed: int) -> tuple[ImageSet, ImageSet]:
     return hold_out(load_images("tiles", image_size=SPEC.image_size, channels=SPEC.channels), HELD_OUT, seed)
 
 
@@ -173,7 +175,7 @@ def _pixels(images: ImageSet) -> Tensor:
     return torch.from_numpy(images.load(np.arange(len(images))))
 
 
-def _probe(backbone: Backbone, fit: ImageSet, test: ImageSet) -> float:
+def probe(backbone: Backbone, fit: ImageSet, test: ImageSet) -> float:
     return linear_probe(backbone.eval(), fit, test).balanced_accuracy
 
 
@@ -181,9 +183,9 @@ def _baselines(splits: int) -> dict[str, Baseline]:
     """The random backbone, and the better of the controls with the two recipes' lengths."""
     scores: dict[str, list[float]] = {"random backbone": [], "noise only": []}
     for seed in range(splits):
-        sets = _split(seed)
-        scores["random backbone"].append(_probe(build_backbone(SPEC, seed), *sets))
-        scores["noise only"].append(max(_probe(shake(recipe, seed), *sets) for recipe in set(RECIPES.values())))
+        sets = split(seed)
+        scores["random backbone"].append(probe(build_backbone(SPEC, seed), *sets))
+        scores["noise only"].append(max(probe(shake(recipe, seed), *sets) for recipe in set(RECIPES.values())))
     return {name: Baseline(name, tuple(values), float(np.mean(values))) for name, values in scores.items()}
 
 
