@@ -13,6 +13,7 @@ import pytest
 
 from privfm.dp.ledger import Ledger
 from privfm.federation.directory import RunDirectory
+from privfm.federation.verifying import verify_run
 from privfm.plan import Plan
 
 SCRIPT = """
@@ -72,11 +73,13 @@ def crash_and_finish(tiny_plan: Callable[..., Plan], folder: Path, kills: int) -
         if not kill_while_training(folder / "plan.toml", out, moments.uniform(0.0, 1.5)):
             break
         assert all(charged >= released for charged, released in charged_and_released(out))
+        verify_run(RunDirectory.existing(out))
     process = start(folder / "plan.toml", out)
     printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0, printed
     assert [released for _, released in charged_and_released(out)] == [6, 6, 6]
     assert all(6 <= charged <= 6 + kills for charged, _ in charged_and_released(out))
+    assert all(matched >= 5 for matched in verify_run(RunDirectory.existing(out)).values())
 
 
 def test_three_kills(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
