@@ -36,16 +36,17 @@ def initialise(plan: Plan, observer: Observer) -> Start:
         ModelError: the backbone, or the checkpoint that the plan names, will not do.
     """
     learner = build_learner(plan)
+    compared = _compared_with(plan, learner)
     match plan.model.init:
         case "scratch":
-            return Start(learner, (), learner.network.backbone.notes)
+            return Start(learner, compared, learner.network.backbone.notes)
         case "public":
             return _public(plan, learner, observer)
         case file:
             notes = load_checkpoint(learner.network.backbone, Path(file))
             learner.network.refresh()
             told = f"initial weights read from {Path(file).name}; what they were trained on is not known to privfm"
-            return Start(learner, (told,), (*learner.network.backbone.notes, *notes))
+            return Start(learner, (told, *compared), (*learner.network.backbone.notes, *notes))
 
 
 def _public(plan: Plan, learner: Learner, observer: Observer) -> Start:
@@ -54,4 +55,15 @@ def _public(plan: Plan, learner: Learner, observer: Observer) -> Start:
         backbone_spec(plan), learner.objective, seed=plan.seed, progress=observer.progress
     )
     learner.network.load_state_dict(state, strict=True)
-    return Start(learner, (provenance.sentence,), learner.network.backbone.notes)
+    return Start(learner, (provenance.sentence, *_compared_with(plan, learner)), learner.network.backbone.notes)
+
+
+def _compared_with(plan: Plan, learner: Learner) -> tuple[str, ...]:
+    """Return what an objective compares patients' images with, for the statement."""
+    count = learner.objective.public_images
+    if count == 0:
+        return ()
+    return (
+        f"objective {learner.objective.name} compares with {count} procedural images that a program drew "
+        f"(seed {plan.seed}; nobody's data)",
+    )
