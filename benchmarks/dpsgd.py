@@ -4,7 +4,7 @@
 
 Every step is forward, backward and, but for the ordinary one, a sum of clipped gradients over all parameters. The kinds
 of step take turns within one process, so that whatever else slows the machine slows all of them; ratios are of medians.
-`noised` adds secure noise to this engine's. Memory is what a fresh process's peak grows by during steps, in one process
+`noised` adds secure noise to this engine's, `noised_by_four` noise of four draws a value. Memory is what a fresh process's peak grows by during steps, in one process
 for each kind.
 """
 
@@ -85,11 +85,15 @@ class Steps:
         engine.add(self.losses, self.units)
         engine.finish()
 
-    def noised(self) -> None:
+    def noised(self, terms: int = 1) -> None:
         self._forget()
         engine = ClippingEngine(self.network, CLIP_NORM)
         engine.add(self.losses, self.units)
-        StepMechanism(0.5, 2 * self.units, CLIP_NORM, 1.0).release(engine.finish(), SystemCoins().stream("noise"))
+        mechanism = StepMechanism(0.5, 2 * self.units, CLIP_NORM, 1.0, noise_terms=terms)
+        mechanism.release(engine.finish(), SystemCoins().stream("noise"))
+
+    def noised_by_four(self) -> None:
+        self.noised(terms=4)
 
     def opacus_hooks(self) -> None:
         hooks = GradSampleHooks(self.network, loss_reduction="sum", strict=False)
@@ -124,7 +128,7 @@ class Steps:
             parameter.grad = None
 
 
-KINDS = ("plain", "one_pass", "noised", "opacus_hooks", "opacus_ghost")
+KINDS = ("plain", "one_pass", "noised", "noised_by_four", "opacus_hooks", "opacus_ghost")
 
 
 def times(steps: Steps, repeats: int) -> dict[str, float]:

@@ -127,6 +127,12 @@ class PrivacyPlan(Section):
     clip_norm: Positive | None = Field(
         default=None, description="L2 bound on a unit's gradient; default from procedural images"
     )
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="adapt the clip norm so that this share of gradients is within; counted privately"
+    )
+    noise_terms: Literal[1, 4] = Field(
+        default=1, description="draws behind a noise value; 4 hide floating-point grids, at four times the price"
+    )
     images_per_unit: int = Field(default=8, ge=1, le=1024, description="images drawn of a sampled unit")
     views: int = Field(default=1, ge=1, le=64, description="augmented views of a drawn image; they cost no privacy")
 
@@ -157,7 +163,9 @@ class FederationPlan(Section):
 class OptimizerPlan(Section):
     """The hospital's local optimiser; it sees noised gradients only."""
 
-    name: Literal["sgd", "adam"] = Field(default="adam", description="sgd or adam")
+    name: Literal["sgd", "adam", "adam-bc"] = Field(
+        default="adam", description="sgd, adam, or adam-bc: second moments without the noise's part"
+    )
     learning_rate: Positive = Field(default=0.01, description="local step")
     weight_decay: NonNegative = Field(default=0.0, description="decoupled weight decay")
 
@@ -186,6 +194,9 @@ class PerformancePlan(Section):
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", description="auto, cpu or cuda")
     threads: int | None = Field(default=None, ge=1, le=1024, description="threads of torch; default all cores")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of layers; norms, sums and noise stay float32 or better"
+    )
     micro_batch: int | None = Field(default=None, ge=1, description="units at a time; default what memory allows")
 
 

@@ -46,6 +46,14 @@ PLAN_FLAGS = (
     PlanFlag("--unit", "privacy.unit", str, "Privacy", "Whose presence is hidden: patient or image.", "patient"),
     PlanFlag("--sample-rate", "privacy.sample_rate", float, "Privacy", "A unit's chance to be drawn in a step.", "0.5"),
     PlanFlag("--clip-norm", "privacy.clip_norm", float, "Privacy", "L2 bound on one unit's gradient.", "None"),
+    PlanFlag(
+        "--clip-quantile",
+        "privacy.clip_quantile",
+        float,
+        "Privacy",
+        "Adapt the clip norm so that this share of gradients is within; counted privately.",
+        "None",
+    ),
     PlanFlag("--data", "data.source", str, "Data", "tiles, phantom, a folder, or a MedMNIST .npz file.", "tiles"),
     PlanFlag("--image-size", "data.image_size", int, "Data", "Pixels a side that the backbone sees.", "32"),
     PlanFlag("--channels", "data.channels", int, "Data", "1 grey, 3 colour.", "1"),
@@ -63,6 +71,7 @@ PLAN_FLAGS = (
     PlanFlag("--local-steps", "federation.local_steps", int, "Training", "Noisy steps of a hospital in a round.", "2"),
     PlanFlag("--retry-rounds", "federation.retry_rounds", int, "Training", "Rounds a crash may cost.", "2"),
     PlanFlag("--strategy", "federation.strategy", str, "Training", "fedavg, fedavgm or fedadam.", "fedavg"),
+    PlanFlag("--optimizer", "optimizer.name", str, "Training", "A hospital's own: sgd, adam or adam-bc.", "adam"),
     PlanFlag("--lr", "optimizer.learning_rate", float, "Training", "Local step.", "0.01"),
     PlanFlag("--server-lr", "federation.server_learning_rate", float, "Training", "Step of the server.", "1.0"),
     PlanFlag("--seed", "seed", int, "Training", "Public randomness only; noise and draws stay secret.", "0"),
@@ -75,6 +84,7 @@ PLAN_FLAGS = (
     ),
     PlanFlag("--probe/--no-probe", "evaluation.probe", bool, "Evaluation", "Probe held-out patients.", "None"),
     PlanFlag("--device", "performance.device", str, "This machine", "auto, cpu, cuda or cuda:N.", "auto"),
+    PlanFlag("--precision", "performance.precision", str, "This machine", "float32 or bfloat16.", "float32"),
     PlanFlag("--threads", "performance.threads", int, "This machine", "Threads of torch; default all cores.", "None"),
 )
 

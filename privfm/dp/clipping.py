@@ -7,7 +7,7 @@ those views, and is clipped once (Charles et al. 2024, user-level DP-SGD with pe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -24,12 +24,18 @@ __all__ = ["ClippedSum", "ClippingEngine", "check_clippable", "gradient_norms"]
 class ClippedSum:
     """A sum of unit gradients of which each has an L2 norm of at most `clip_norm`.
 
-    Adding or removing one unit moves `vector` by at most `clip_norm` in L2: the sensitivity that the noise relies on.
-    Only `ClippingEngine` makes one.
+    Adding or removing one unit moves `vector` by at most `clip_norm` in L2, `units` by one, and `within` by at most
+    one: the sensitivities that the noise relies on. Only `ClippingEngine` makes one. It is as secret as the units.
+
+    Args:
+        units: how many were added.
+        within: how many of them had a gradient of at most `clip_norm`.
     """
 
-    vector: Float[Tensor, " parameters"]
+    vector: Float[Tensor, " parameters"] = field(repr=False)
     clip_norm: float
+    units: int = field(default=0, repr=False)
+    within: int = field(default=0, repr=False)
 
 
 def _trainable(network: nn.Module) -> list[nn.Parameter]:
@@ -71,22 +77,28 @@ class ClippingEngine:
     Args:
         network: in training mode; frozen parameters cost nothing.
         clip_norm: L2 bound on one unit's gradient, over all trainable parameters together.
+        precision: in which layers compute, torch.bfloat16 by autocast. Norms and sums are in single precision or
+            better, of the gradients as they were computed, so that the bound holds either way.
     """
 
-    def __init__(self, network: nn.Module, clip_norm: float) -> None:
+    def __init__(self, network: nn.Module, clip_norm: float, precision: torch.dtype = torch.float32) -> None:
         if not clip_norm > 0:
             raise ValueError(f"clip_norm={clip_norm}; it must be positive")
         self._network = network
         self._clip_norm = clip_norm
+        self._precision = precision
+        self._units = self._within = 0
         self._sum = torch.zeros_like(parameters_to_vector(_trainable(network))).detach()
 
     def add(self, losses: Callable[[], Float[Tensor, " units"]], units: int) -> None:
         """Add the clipped gradients of `units` units, never split over two calls. A non-finite one counts as zero."""
         if not units:
             return
-        shares = unit_shares(self._network, losses, units)
+        shares = unit_shares(self._network, lambda: self._in_precision(losses), units)
         norms = _norms(shares)
         finite = torch.isfinite(norms)
+        self._units += units
+        self._within += int((norms <= self._clip_norm).sum())
         if not bool(finite.all()):
             shares, norms = [share.only(finite) for share in shares], torch.where(finite, norms, 0.0)
         factors = (self._clip_norm / norms.clamp(min=self._clip_norm)).float()
@@ -98,5 +110,13 @@ class ClippingEngine:
 
     def finish(self) -> ClippedSum:
         """Return the sum so far and start anew; zero when nothing was added, as for an empty draw."""
-        total, self._sum = self._sum, torch.zeros_like(self._sum)
-        return ClippedSum(total, self._clip_norm)
+        done = ClippedSum(self._sum, self._clip_norm, self._units, self._within)
+        self._sum, self._units, self._within = torch.zeros_like(self._sum), 0, 0
+        return done
+
+    def _in_precision(self, losses: Callable[[], Float[Tensor, " units"]]) -> Float[Tensor, " units"]:
+        """The forward pass alone: autocast would reach into norms and sums too."""
+        if self._precision is torch.float32:
+            return losses()
+        with torch.autocast(self._sum.device.type, dtype=self._precision, cache_enabled=False):
+            return losses()

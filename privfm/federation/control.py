@@ -17,6 +17,7 @@ from privfm.dp.mechanism import StepMechanism
 from privfm.federation.local_training import train_locally
 from privfm.federation.network import Learner, trained
 from privfm.federation.observer import Observer
+from privfm.federation.optimizers import NoisedGradient
 from privfm.federation.planning import mechanism_of, update_weight, vector_spec
 from privfm.federation.strategies import make_strategy
 from privfm.plan import Plan
@@ -56,7 +57,7 @@ def _quantised(plan: Plan, update: Float[Tensor, " parameters"], stream: Stream)
 
 
 class _NoiseGradient:
-    """The release of a sum in which nobody took part."""
+    """The release of a sum in which nobody took part; an adaptive clip norm stays where it starts."""
 
     def __init__(self, mechanism: StepMechanism, parameters: int, coins: Coins, label: tuple[str, int]) -> None:
         self._mechanism = mechanism
@@ -64,5 +65,6 @@ class _NoiseGradient:
         self._coins = coins
         self._label = label
 
-    def __call__(self, step: int) -> Tensor:
-        return self._mechanism.release(self._zero, self._coins.stream("control", *self._label, step))
+    def __call__(self, step: int) -> NoisedGradient:
+        noised = self._mechanism.release(self._zero, self._coins.stream("control", *self._label, step))
+        return NoisedGradient(noised, self._mechanism.noise_std)

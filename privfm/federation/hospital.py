@@ -13,11 +13,13 @@ from torch import Tensor
 from privfm.dp.clipping import ClippingEngine, check_clippable
 from privfm.dp.coins import Coins
 from privfm.dp.ledger import Ledger
+from privfm.dp.mechanism import StepMechanism
 from privfm.errors import InputError, LedgerError, ProtocolError, RolledBackError
 from privfm.federation.announcement import Announcement, model_hash
 from privfm.federation.local_training import train_locally
 from privfm.federation.network import Learner, network_hash, trained
 from privfm.federation.notebook import Memory, Notebook
+from privfm.federation.optimizers import NoisedGradient
 from privfm.federation.planning import mechanism_of, round_spec, update_weight
 from privfm.federation.unit_batches import UnitSource
 from privfm.ids import HospitalId
@@ -82,12 +84,16 @@ class Hospital:
 
     def __post_init__(self) -> None:
         self._run = self.membership.run.hex()
-        self._mechanism = mechanism_of(self.plan, self.plan.hospital(self.name))
+        self._mechanism = self._own_mechanism()
         self._start_hash = network_hash(self.learner.network)
         self._parameters = trained(self.learner.network).numel()
         self.learner.network.train()
         self.notebook.note(units=len(self.units), nominal_units=self._mechanism.nominal_units)
         self._check_network()
+
+    def _own_mechanism(self) -> StepMechanism:
+        mechanism, adapted = mechanism_of(self.plan, self.plan.hospital(self.name)), self.notebook.clip_norm()
+        return mechanism if mechanism.adaptive is None or adapted is None else replace(mechanism, clip_norm=adapted)
 
     def _check_network(self) -> None:
         """Raise ModelError when the network cannot be clipped: found out on random pixels, never on patients."""
@@ -254,21 +260,28 @@ class Hospital:
         """Train, or drop out in the same words whatever the reason, which stays in the hospital's own notes."""
         start = torch.from_numpy(current.announcement.model)
 
-        def noised_gradient(step: int) -> Float[Tensor, " parameters"]:
+        def noised_gradient(step: int) -> NoisedGradient:
             return self._noised_gradient((current.number, attempt, step))
 
         steps = self.plan.federation.local_steps
         try:
-            return train_locally(self.learner.network, start, self.plan.optimizer, steps, noised_gradient)
+            update = train_locally(self.learner.network, start, self.plan.optimizer, steps, noised_gradient)
+            if self._mechanism.adaptive is not None:
+                self.notebook.keep_clip_norm(self._mechanism.clip_norm)
+            return update
         except InputError as error:
             self.notebook.note(round=current.number, attempt=attempt, error=str(error))
             raise ProtocolError(f"{self.name} cannot go on; its own notes say why", (self.name,)) from None
 
-    def _noised_gradient(self, step: tuple[int, int, int]) -> Float[Tensor, " parameters"]:
-        """Return what the mechanism releases of one step: Poisson draw, clipped sum over the drawn units, noise."""
+    def _noised_gradient(self, step: tuple[int, int, int]) -> NoisedGradient:
+        """Return what the mechanism releases of one step: Poisson draw, clipped sum over the drawn units, noise.
+
+        An adaptive clip norm then moves on, for the next step.
+        """
         network, objective, _ = self.learner
-        engine = ClippingEngine(network, self._mechanism.clip_norm)
-        drawn = self._mechanism.draw(len(self.units), self.coins.stream("draw", *step))
+        mechanism, precision = self._mechanism, getattr(torch, self.plan.performance.precision)
+        engine = ClippingEngine(network, mechanism.clip_norm, precision)
+        drawn = mechanism.draw(len(self.units), self.coins.stream("draw", *step))
         losses: list[float] = []
         for batch in self.units.batches(drawn, lambda unit: self.coins.stream("unit", *step, unit).generator()):
 
@@ -280,4 +293,7 @@ class Hospital:
             engine.add(unit_losses, len(batch))
         mean_loss = sum(losses) / len(losses) if losses else None
         self.notebook.note(round=step[0], attempt=step[1], step=step[2], drawn=len(drawn), loss=mean_loss)
-        return self._mechanism.release(engine.finish(), self.coins.stream("noise", *step))
+        clipped = engine.finish()
+        released = mechanism.release(clipped, self.coins.stream("noise", *step))
+        self._mechanism = mechanism.adapted(clipped, self.coins.stream("count", *step))
+        return NoisedGradient(released, mechanism.noise_std)

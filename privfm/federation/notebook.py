@@ -62,6 +62,7 @@ class Notebook:
 
     def __init__(self, folder: Path) -> None:
         self._memory = folder / "memory.json"
+        self._clip_norm = folder / "clip-norm.json"
         self._notes = folder / "local.jsonl"
 
     def memory(self) -> Memory:
@@ -93,6 +94,19 @@ class Notebook:
             "transcript": None if memory.transcript is None else memory.transcript.hex(),
         }
         write_atomic(self._memory, json.dumps(content).encode(), mode=0o600)
+
+    def clip_norm(self) -> float | None:
+        """Return the adapted clip norm that was kept last, or None; RunError when the file is damaged."""
+        if not self._clip_norm.exists():
+            return None
+        try:
+            return float(json.loads(self._clip_norm.read_text(encoding="utf-8"))["clip_norm"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self._clip_norm}: cannot be read ({type(error).__name__}); delete it") from None
+
+    def keep_clip_norm(self, clip_norm: float) -> None:
+        """Keep an adapted clip norm over restarts. Any older one is as private; this one is only nearer."""
+        write_atomic(self._clip_norm, json.dumps({"clip_norm": clip_norm}).encode(), mode=0o600)
 
     def note(self, **facts: Any) -> None:
         """Append a line of local facts: losses, counts. They are the hospital's own."""

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from privfm.dp.accounting import epsilon
 from privfm.dp.calibration import NoiseRequest, calibrate_noises
 from privfm.dp.events import SampledGaussian
-from privfm.dp.mechanism import StepMechanism
+from privfm.dp.mechanism import WIDEST, AdaptiveClipping, StepMechanism
 from privfm.errors import PlanError
 from privfm.federation.announcement import Announcement
 from privfm.federation.network import backbone_spec
+from privfm.federation.optimizers import FLOOR
 from privfm.ids import HospitalId
 from privfm.plan import HospitalPlan, ModelPlan, Plan, SecAggPlan
 from privfm.secagg import Roster, RoundSpec, VectorSpec, largest_max_corrupt, smallest_threshold, some_of
@@ -105,11 +106,14 @@ def mechanism_of(plan: Plan, hospital: HospitalPlan) -> StepMechanism:
     """Return the mechanism of every noisy step of `hospital`; ValueError before the plan is complete."""
     if hospital.noise_multiplier is None or plan.privacy.clip_norm is None:
         raise ValueError(f"hospital {hospital.id!r} has no noise_multiplier or clip_norm; complete the plan first")
+    quantile, clip_norm = plan.privacy.clip_quantile, plan.privacy.clip_norm
     return StepMechanism(
         sample_rate=plan.sample_rate(hospital),
         nominal_units=hospital.nominal_units,
-        clip_norm=plan.privacy.clip_norm,
+        clip_norm=clip_norm,
         noise_multiplier=hospital.noise_multiplier,
+        adaptive=None if quantile is None else AdaptiveClipping(quantile, start=clip_norm),
+        noise_terms=plan.privacy.noise_terms,
     )
 
 
@@ -159,8 +163,12 @@ def _reach(plan: Plan, hospital: HospitalPlan) -> float:
     if plan.optimizer.name == "adam":
         return ADAM_STEP * rate * steps + decay
     mechanism = mechanism_of(plan, hospital)
-    noise = NOISE_TAIL * math.sqrt(steps) * mechanism.noise_multiplier / mechanism.divisor
-    return rate * mechanism.clip_norm * (noise + 2 * steps) + decay
+    if plan.optimizer.name == "adam-bc":
+        signal = 2 * mechanism.clip_norm / mechanism.noise_std
+        return rate * steps * (NOISE_TAIL + signal) / math.sqrt(FLOOR) + decay
+    widest = mechanism.clip_norm * (1 if mechanism.adaptive is None else WIDEST)
+    noise = NOISE_TAIL * math.sqrt(steps) * mechanism.gradient_noise_multiplier / mechanism.divisor
+    return rate * widest * (noise + 2 * steps) + decay
 
 
 def vector_spec(plan: Plan, parameters: int) -> VectorSpec:

@@ -132,9 +132,15 @@ def _row(plan: Plan, hospital: HospitalPlan, ledger: Ledger, run: str, private: 
 
 def _contribution(plan: Plan) -> str:
     privacy = plan.privacy
-    return (
+    contribution = (
         f"per step the mean gradient over {privacy.images_per_unit} images of a {privacy.unit} in {privacy.views} "
         f"views each, clipped once to an L2 norm of {privacy.clip_norm:g}"
+    )
+    if privacy.clip_quantile is None:
+        return contribution
+    return (
+        f"{contribution} at first; the norm then follows the {privacy.clip_quantile:.0%} quantile of gradients, by a "
+        "noised count that is part of each step's mechanism"
     )
 
 

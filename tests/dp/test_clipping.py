@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -211,3 +212,36 @@ def test_norms_of_units_that_cancel_are_never_below_zero() -> None:
 def test_a_clip_norm_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="clip_norm=0"):
         ClippingEngine(nn.Linear(2, 2), 0.0)
+
+
+def test_units_within_the_norm_are_counted_and_unsound_ones_are_not() -> None:
+    torch.manual_seed(0)
+    network, x = NETWORKS["tokens"](), batch(9)
+    norms = gradient_norms(network, lambda: unit_losses(network, x), 9)
+    engine = ClippingEngine(network, float(norms.median()))
+    engine.add(lambda: unit_losses(network, x), 9)
+    x[:VIEWS] = float("nan")
+    engine.add(lambda: unit_losses(network, x[:VIEWS]), 1)
+    done = engine.finish()
+    assert (done.units, done.within) == (10, int((norms <= norms.median()).sum()))
+    assert engine.finish().units == 0
+    assert "within" not in repr(done)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bfloat16_layers_are_clipped_to_the_same_norm(name: str) -> None:
+    torch.manual_seed(0)
+    network, x = NETWORKS[name](), batch(5)
+    norms = gradient_norms(network, lambda: unit_losses(network, x), 5)
+    clip_norm = 0.5 * float(norms.min())
+    engine = ClippingEngine(network, clip_norm, torch.bfloat16)
+    for unit in range(5):  # alone, so that the bound shows
+        engine.add(partial(unit_losses, network, x[unit * VIEWS : (unit + 1) * VIEWS]), 1)
+        alone = engine.finish().vector
+        assert alone.dtype is torch.float32
+        assert clip_norm * 0.999 < float(alone.norm()) < clip_norm * (1 + 1e-5)
+    engine.add(lambda: unit_losses(network, x), 5)
+    torch.testing.assert_close(engine.finish().vector, oracle(network, x, clip_norm), rtol=0.1, atol=0.05 * clip_norm)
+    engine = ClippingEngine(network, clip_norm)
+    engine.add(lambda: unit_losses(network, x), 5)
+    torch.testing.assert_close(engine.finish().vector, oracle(network, x, clip_norm))

@@ -68,3 +68,11 @@ def test_injected_streams_repeat_and_differ_by_label() -> None:
 def test_keys_are_not_shown() -> None:
     assert "secret" in repr(Stream(b"\x07" * 32))
     assert "seed" not in repr(InjectedCoins(b"seed"))
+
+
+def test_a_sum_of_draws_is_as_normal_and_no_multiple_of_one_draw() -> None:
+    single, summed = Stream(b"s" * 32).normal(40_000), Stream(b"s" * 32).normal(40_000, terms=4)
+    assert stats.kstest(summed, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(single, summed)[0, 1] - 0.5) < 0.02  # the first of four
+    with pytest.raises(ValueError, match="terms=0"):
+        Stream(bytes(32)).normal(1, terms=0)

@@ -17,6 +17,7 @@ from privfm.federation.initialisation import initialise
 from privfm.federation.local_training import train_locally
 from privfm.federation.network import backbone_spec, build_learner, trained, write_trained
 from privfm.federation.observer import Observer
+from privfm.federation.optimizers import NoisedGradient
 from privfm.federation.training import train
 from privfm.models.export import save_backbone
 from privfm.objectives import Network
@@ -53,11 +54,11 @@ def test_steps_of_a_hospital_leave_the_teacher_where_the_global_model_put_it(
     views = torch.randn(2, 2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     first, seen = trained(network), []
 
-    def gradient(step: int) -> Tensor:
+    def gradient(step: int) -> NoisedGradient:
         seen.append(buffers(network))
         loss = objective.unit_losses(network, views, [np.random.default_rng([step, unit]) for unit in range(2)])
         parts = torch.autograd.grad(loss.sum(), [value for value in network.parameters() if value.requires_grad])
-        return torch.cat([part.flatten() for part in parts])
+        return NoisedGradient(torch.cat([part.flatten() for part in parts]), 0.0)
 
     start = first + 0.1
     update = train_locally(network, start, OptimizerPlan(name="sgd", learning_rate=0.1), 3, gradient)
@@ -98,6 +99,13 @@ def test_images_to_compare_with_are_nobody_s_and_standardised(tiny_plan: Callabl
     assert images.shape == (5, 1, 16, 16)
     torch.testing.assert_close(images.mean(dim=(1, 2, 3)), torch.zeros(5), atol=1e-5, rtol=0)
     assert comparison_images(spec, 0, 0) is None
+
+
+@pytest.mark.parametrize(("name", "count"), [("mae", 0), ("simclr", 4), ("dino", 4)])
+def test_the_statement_will_tell_what_is_compared_with(name: str, count: int, tiny_plan: Callable[..., Plan]) -> None:
+    told = initialise(plan_of(name, tiny_plan), Observer()).public_data
+    sentence = f"objective {name} compares with 4 procedural images that a program drew (seed 0; nobody's data)"
+    assert told == ((sentence,) if count else ())
 
 
 def test_a_start_from_a_file_is_followed(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
