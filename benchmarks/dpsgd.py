@@ -4,8 +4,9 @@
 
 Every step is forward, backward and, but for the ordinary one, a sum of clipped gradients over all parameters. The kinds
 of step take turns within one process, so that whatever else slows the machine slows all of them; ratios are of medians.
-`noised` adds secure noise to this engine's, `noised_by_four` noise of four draws a value. Memory is what a fresh process's peak grows by during steps, in one process
-for each kind.
+Opacus takes no parameters outside of layers, so they are frozen in its steps alone. `noised` adds secure noise to this
+engine's, `noised_by_four` noise of four draws a value. Memory is what a fresh process's peak grows by during steps, in
+one process for each kind.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,10 @@ class Steps:
         self.noised(terms=4)
 
     def opacus_hooks(self) -> None:
+        with self._layers_alone():
+            self._opacus_hooks()
+
+    def _opacus_hooks(self) -> None:
         hooks = GradSampleHooks(self.network, loss_reduction="sum", strict=False)
         self._forget()
         self.losses().sum().backward()  # type: ignore[no-untyped-call]
@@ -108,6 +114,10 @@ class Steps:
         hooks.cleanup()
 
     def opacus_ghost(self) -> None:
+        with self._layers_alone():
+            self._opacus_ghost()
+
+    def _opacus_ghost(self) -> None:
         hooks = GradSampleHooksFastGradientClipping(
             self.network, loss_reduction="sum", strict=False, max_grad_norm=CLIP_NORM
         )
@@ -119,6 +129,21 @@ class Steps:
         hooks.disable_hooks()
         (losses * factors).sum().backward()
         hooks.cleanup()
+
+    @contextmanager
+    def _layers_alone(self) -> Iterator[None]:
+        """Freeze what sits beside other modules: Opacus would take the whole network for one layer."""
+        loose = [
+            parameter
+            for module in self.network.modules()
+            if any(True for child in module.children() for _ in child.parameters())
+            for parameter in module.parameters(recurse=False)
+        ]
+        for parameter in loose:
+            parameter.requires_grad_(False)
+        yield
+        for parameter in loose:
+            parameter.requires_grad_(True)
 
     def _parameters(self) -> list[Any]:
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
