@@ -50,7 +50,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
                 "sample_rate": each.question.sample_rate,
                 "expected_units": each.expected_units,
                 "noise_multiplier": each.noise_multiplier,
-                "noise_share": each.noise_share,
+                "noise_share": asked.gradient_noise_multiplier(each) / each.expected_units,
                 "epsilon": each.epsilon,
                 "epsilon_allowed": each.question.epsilon,
                 "under_lifetime_cap": caps.get(each.question.id),

@@ -148,7 +148,7 @@ def _forecasts(asked: Asked, outlooks: tuple[Outlook, ...], parameters: int, ave
             parameters=parameters,
             nominal_units=each.question.nominal_units,
             sample_rate=each.question.sample_rate,
-            noise_multiplier=each.noise_multiplier,
+            noise_multiplier=asked.gradient_noise_multiplier(each),
             steps=asked.steps,
             hospitals=averaged,
         )

@@ -12,7 +12,7 @@ from privfm.errors import InputError, PlanError
 if TYPE_CHECKING:
     from privfm.dp.events import SampledGaussian
     from privfm.dp.filter import RdpFilter
-    from privfm.dp.outlook import BudgetQuestion
+    from privfm.dp.outlook import BudgetQuestion, Outlook
     from privfm.plan import Plan
 
 __all__ = ["Asked", "after_ledgers", "from_flags", "from_plan"]
@@ -48,6 +48,17 @@ class Asked:
     def every(self) -> int:
         """Steps that a curve goes forward at least: a round."""
         return self.local_steps or 1
+
+    def gradient_noise_multiplier(self, outlook: Outlook) -> float:
+        """Return the noise of a hospital's gradients over the clip norm, which an adaptive clip norm adds a little to."""
+        quantile = None if self.plan is None else self.plan.privacy.clip_quantile
+        if quantile is None:
+            return outlook.noise_multiplier
+        from privfm.dp.mechanism import AdaptiveClipping, StepMechanism
+
+        asked, adaptive = outlook.question, AdaptiveClipping(quantile, start=1.0)
+        mechanism = StepMechanism(asked.sample_rate, asked.nominal_units, 1.0, outlook.noise_multiplier, adaptive)
+        return mechanism.gradient_noise_multiplier
 
     def curve_at(self) -> list[int]:
         """Return the steps at which curves are read: early, evenly, at the plan's end and at its reserve's."""

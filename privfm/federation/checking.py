@@ -118,7 +118,7 @@ def _check_hospital(plan: Plan, hospital: HospitalPlan, parameters: int) -> Hosp
             parameters=parameters,
             nominal_units=mechanism.nominal_units,
             sample_rate=mechanism.sample_rate,
-            noise_multiplier=mechanism.noise_multiplier,
+            noise_multiplier=mechanism.gradient_noise_multiplier,
             steps=plan.planned_steps,
             hospitals=len(plan.hospitals),
         ),

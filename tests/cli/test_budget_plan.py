@@ -14,6 +14,7 @@ from privfm.dp.accounting import epsilon
 from privfm.dp.events import SampledGaussian
 from privfm.dp.filter import RdpFilter
 from privfm.dp.forecast import forecast
+from privfm.dp.mechanism import AdaptiveClipping, StepMechanism
 from privfm.dp.ledger import Ledger
 
 RATES = ["budget", "plan", "--nominal-units", "60", "--sample-rate", "0.5"]
@@ -116,6 +117,23 @@ def test_every_hospital_of_a_plan_has_its_own_numbers(plan_file: Path, capsys: p
             hospital["noise_multiplier"] * math.sqrt(5000 / 3 / 20) / (rate * hospital["nominal_units"])
         )
     assert south["noise_multiplier"] == west["noise_multiplier"]
+
+
+def test_an_adaptive_clip_norm_adds_noise_to_the_forecast(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fixed = planned(capsys, "budget", "plan", str(plan_file), "--parameters", "5000")["hospitals"]
+    plan_file.write_text("[privacy]\nclip_quantile = 0.5\n" + PLAN)
+    adapted = planned(capsys, "budget", "plan", str(plan_file), "--parameters", "5000")["hospitals"]
+    for before, after, rate in zip(fixed, adapted, (0.1, 0.5, 0.5), strict=True):
+        mechanism = mechanism_with(0.5, after["noise_multiplier"], rate, after["nominal_units"])
+        ratio = mechanism.gradient_noise_multiplier / after["noise_multiplier"]
+        assert 1.001 < ratio < 1.16
+        assert after["noise_multiplier"] == before["noise_multiplier"]
+        assert after["noise_share"] == pytest.approx(ratio * before["noise_share"])
+        assert after["forecast"]["noise_to_signal"] == pytest.approx(ratio * before["forecast"]["noise_to_signal"])
+
+
+def mechanism_with(quantile: float, noise_multiplier: float, rate: float, units: int) -> StepMechanism:
+    return StepMechanism(rate, units, 1.0, noise_multiplier, AdaptiveClipping(quantile, start=1.0))
 
 
 def test_a_plans_parameters_are_counted(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
