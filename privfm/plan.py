@@ -85,8 +85,11 @@ class ModelPlan(Section):
     heads: int | None = Field(default=None, ge=1, le=64, description="attention heads, for ViTs")
     init: str = Field(default="public", min_length=1, description="public, scratch, or a .safetensors file")
     trainable: str = Field(
-        default="norm-bias", pattern=r"^(all|norm-bias|last-[1-9][0-9]?)$", description="all, last-K or norm-bias"
+        default="norm-bias",
+        pattern=r"^(all|norm-bias|lora|last-[1-9][0-9]?)$",
+        description="all, last-K, norm-bias or lora",
     )
+    lora_rank: int = Field(default=4, ge=1, le=256, description="lora: width of the adapters")
 
 
 class ObjectivePlan(Section):

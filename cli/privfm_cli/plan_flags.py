@@ -78,7 +78,7 @@ PLAN_FLAGS = (
     PlanFlag("--backbone", "model.backbone", str, "Model", "A timm model's name; without it a small ViT.", "None"),
     PlanFlag("--patch-size", "model.patch_size", int, "Model", "Pixels a side of a patch.", "None"),
     PlanFlag("--init", "model.init", str, "Model", "public, scratch, or a .safetensors file.", "public"),
-    PlanFlag("--trainable", "model.trainable", str, "Model", "all, last-K or norm-bias.", "norm-bias"),
+    PlanFlag("--trainable", "model.trainable", str, "Model", "all, last-K, norm-bias or lora.", "norm-bias"),
     PlanFlag(
         "--objective", "objective.name", str, "Model", "mae, simmim, simsiam, byol, dino or simclr: the loss.", "mae"
     ),

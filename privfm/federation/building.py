@@ -9,7 +9,7 @@ from torch import Tensor
 
 from privfm.data import procedural_images
 from privfm.data.views import standardise
-from privfm.models import BackboneSpec, build_backbone
+from privfm.models import BackboneSpec, add_adapters, build_backbone
 from privfm.objectives import Network, Objective
 
 __all__ = ["build_network", "comparison_images"]
@@ -17,13 +17,20 @@ __all__ = ["build_network", "comparison_images"]
 _STREAM = 7  # apart from the images of the public start, which are drawn from the seed alone
 
 
-def build_network(spec: BackboneSpec, objective: Objective, seed: int) -> Network:
-    """Return a fresh network; spec, objective and seed decide everything, so that all hospitals hold the same.
+def build_network(spec: BackboneSpec, objective: Objective, seed: int, adapter_rank: int | None = None) -> Network:
+    """Return a fresh network; the arguments decide everything, so that all hospitals hold the same.
+
+    Args:
+        adapter_rank: of low-rank adapters at every linear layer of the backbone; None for no adapters.
 
     Raises:
         ModelError: the backbone is unknown or cannot be made sound.
+        PlanError: the backbone takes no adapters.
     """
-    return objective.build(build_backbone(spec, seed), seed, comparison_images(spec, objective.public_images, seed))
+    backbone = build_backbone(spec, seed)
+    if adapter_rank is not None:
+        add_adapters(backbone, adapter_rank, seed)
+    return objective.build(backbone, seed, comparison_images(spec, objective.public_images, seed))
 
 
 def comparison_images(spec: BackboneSpec, count: int, seed: int) -> Float[Tensor, "count c h w"] | None:

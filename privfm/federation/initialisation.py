@@ -8,7 +8,7 @@ from pathlib import Path
 from privfm.federation.network import Learner, backbone_spec, build_learner
 from privfm.federation.observer import Observer
 from privfm.federation.pretraining import public_initialisation
-from privfm.models import load_checkpoint
+from privfm.models import load_checkpoint, load_without_adapters
 from privfm.plan import Plan
 
 __all__ = ["Start", "initialise"]
@@ -54,7 +54,7 @@ def _public(plan: Plan, learner: Learner, observer: Observer) -> Start:
     state, provenance = public_initialisation(
         backbone_spec(plan), learner.objective, seed=plan.seed, progress=observer.progress
     )
-    learner.network.load_state_dict(state, strict=True)
+    load_without_adapters(learner.network, state)
     return Start(learner, (provenance.sentence, *_compared_with(plan, learner)), learner.network.backbone.notes)
 
 

@@ -68,7 +68,8 @@ def build_learner(plan: Plan) -> Learner:
         PlanError: the objective or the trainable part does not exist.
     """
     objective = get_objective(plan.objective.name, **plan.objective.options)
-    network = build_network(backbone_spec(plan), objective, plan.seed)
+    rank = plan.model.lora_rank if plan.model.trainable == "lora" else None
+    network = build_network(backbone_spec(plan), objective, plan.seed, rank)
     # A head that a public start trained may stay as it is; any other has learnt nothing yet.
     set_trainable(network, plan.model.trainable, train_head=None if plan.model.init == "public" else True)
     return Learner(network, objective, plan)

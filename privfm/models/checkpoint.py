@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from privfm.models.backbone import Backbone
+from privfm.models.lora import merged_state
 from privfm.models.torchvision_shim import timm
 
 __all__ = ["adapt"]
@@ -21,7 +22,7 @@ def adapt(backbone: Backbone, tensors: dict[str, Tensor]) -> tuple[dict[str, Ten
     What does not fit and cannot be resampled stays as it is, for a strict load to complain about.
     """
     fitted, notes = dict(tensors), []
-    expected: dict[str, Tensor] = backbone.timm.state_dict()
+    expected = merged_state(backbone.timm)
     for prefix in _classifiers(backbone):
         for name in [name for name in fitted if name.startswith(f"{prefix}.") and name not in expected]:
             del fitted[name]

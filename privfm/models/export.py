@@ -16,6 +16,7 @@ from privfm.errors import ModelError
 from privfm.files import write_atomic
 from privfm.models.backbone import Backbone, build_backbone
 from privfm.models.checkpoint import adapt
+from privfm.models.lora import load_without_adapters, merged_state
 from privfm.models.spec import BackboneSpec
 
 __all__ = ["load_backbone", "load_checkpoint", "read_tensors", "save_backbone"]
@@ -31,10 +32,11 @@ def save_backbone(backbone: Backbone, directory: Path) -> None:
     """Write model.safetensors and config.json, each whole or not at all.
 
     `timm.create_model(config["architecture"], **config["model_args"])` builds the modules, and the weights load into
-    them with `strict=True`; `timm.create_model("local-dir:DIRECTORY", pretrained=True)` does both.
+    them with `strict=True`; `timm.create_model("local-dir:DIRECTORY", pretrained=True)` does both. Adapters are merged
+    into the layers that they adapt.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.timm.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in merged_state(backbone.timm).items()}
     write_atomic(directory / WEIGHTS, to_bytes(weights, metadata={"format": "pt"}))
     config = json.dumps(_config(backbone), indent=2) + "\n"
     write_atomic(directory / CONFIG, config.encode())
@@ -126,7 +128,7 @@ def _read_spec(file: Path) -> BackboneSpec:
 
 
 def _load_strictly(backbone: Backbone, tensors: dict[str, Tensor], file: Path) -> None:
-    expected = backbone.timm.state_dict()
+    expected = merged_state(backbone.timm)
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
             raise ModelError(f"{file}: has no weight {name}, which {backbone.spec.name} needs")
@@ -137,4 +139,4 @@ def _load_strictly(backbone: Backbone, tensors: dict[str, Tensor], file: Path) -
             raise ModelError(f"{file}: weight {name} has shape {shapes}")
         if not bool(tensors[name].isfinite().all()):
             raise ModelError(f"{file}: weight {name} is not finite")
-    backbone.timm.load_state_dict(tensors, strict=True)
+    load_without_adapters(backbone.timm, tensors)

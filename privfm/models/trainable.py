@@ -9,6 +9,7 @@ from torch import nn
 
 from privfm.errors import PlanError
 from privfm.models.backbone import Backbone
+from privfm.models.lora import adapter_names
 from privfm.models.torchvision_shim import timm
 
 __all__ = ["count_trainable", "set_trainable"]
@@ -23,6 +24,7 @@ def set_trainable(network: nn.Module, which: str, *, train_head: bool | None = N
     * `all`: everything that can train.
     * `last-K`: the last K blocks of the backbone and the norm behind them.
     * `norm-bias`: scales and shifts of norms, and biases of all layers.
+    * `lora`: the adapters that `add_adapters` has added.
 
     The head (an objective's decoder) trains with `all`. With the others it stays as it is, since a decoder that a
     public start has already trained needs no share of the gradient, and under differential privacy would bring as
@@ -65,7 +67,9 @@ def _chosen(backbone: Backbone, which: str) -> set[str]:
         return set(shapes)
     if which == "norm-bias":
         return {name for name, dimensions in shapes.items() if dimensions <= 1}
-    raise PlanError(f"trainable = {which}: use all, norm-bias or last-K with K = 1, 2, ...")
+    if which == "lora":
+        return adapter_names(backbone)
+    raise PlanError(f"trainable = {which}: use all, norm-bias, lora or last-K with K = 1, 2, ...")
 
 
 def _last_blocks(backbone: Backbone, count: int) -> set[str]:

@@ -19,6 +19,7 @@ OTHER: dict[str, Any] = {
     "--unit": "image",
     "--sample-rate": 0.27,
     "--clip-norm": 0.53,
+    "--clip-quantile": 0.4,
     "--data": "phantom",
     "--image-size": 64,
     "--channels": 3,
@@ -29,6 +30,7 @@ OTHER: dict[str, Any] = {
     "--local-steps": 3,
     "--retry-rounds": 0,
     "--strategy": "fedadam",
+    "--optimizer": "adam-bc",
     "--lr": 0.0371,
     "--server-lr": 0.53,
     "--seed": 11,
@@ -39,6 +41,7 @@ OTHER: dict[str, Any] = {
     "--objective": "other",
     "--probe/--no-probe": False,
     "--device": "cpu",
+    "--precision": "bfloat16",
     "--threads": 1,
 }
 

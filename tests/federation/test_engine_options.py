@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "noise of four draws": {"privacy": {"noise_terms": 4, "images_per_unit": 2, "views": 1}},
     "bias-corrected adam": {"optimizer": {"name": "adam-bc", "learning_rate": 0.001}},
     "bfloat16": {"performance": {"device": "cpu", "threads": 1, "precision": "bfloat16"}},
+    "adapters": {"model": {"trainable": "lora", "lora_rank": 2, "patch_size": 4, "width": 16, "depth": 1, "heads": 2}},
     "everything trains": {"model": {"trainable": "all", "patch_size": 4, "width": 16, "depth": 1, "heads": 2}},
 }
 
