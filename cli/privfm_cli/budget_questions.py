@@ -50,7 +50,7 @@ class Asked:
         return self.local_steps or 1
 
     def gradient_noise_multiplier(self, outlook: Outlook) -> float:
-        """Return the noise of a hospital's gradients over the clip norm, which an adaptive clip norm adds a little to."""
+        """Return the noise of a hospital's gradients over the clip norm; an adaptive clip norm adds a little to it."""
         quantile = None if self.plan is None else self.plan.privacy.clip_quantile
         if quantile is None:
             return outlook.noise_multiplier

@@ -82,8 +82,8 @@ def forecast(
         parameters: trained parameters, d.
         nominal_units: of one hospital, N; where hospitals differ, their mean.
         sample_rate: q.
-        noise_multiplier: sigma of the gradients: where the clip norm adapts, more than the one that is accounted for, see
-            `privfm.dp.mechanism.StepMechanism.gradient_noise_multiplier`.
+        noise_multiplier: sigma of the gradients; where the clip norm adapts, more than the one that is accounted for,
+            see `privfm.dp.mechanism.StepMechanism.gradient_noise_multiplier`.
         steps: noisy steps in all, T.
         hospitals: equally weighted hospitals whose updates are averaged, H.
 

@@ -14,8 +14,8 @@ from privfm.dp.accounting import epsilon
 from privfm.dp.events import SampledGaussian
 from privfm.dp.filter import RdpFilter
 from privfm.dp.forecast import forecast
-from privfm.dp.mechanism import AdaptiveClipping, StepMechanism
 from privfm.dp.ledger import Ledger
+from privfm.dp.mechanism import AdaptiveClipping, StepMechanism
 
 RATES = ["budget", "plan", "--nominal-units", "60", "--sample-rate", "0.5"]
 PLAN = """
