@@ -1,5 +1,6 @@
 """`kill -9` at any moment: the run goes on, and the ledgers never counted less than was released."""
 
+import json
 import os
 import random
 import signal
@@ -89,3 +90,19 @@ def test_three_kills(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_twelve_kills(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
     crash_and_finish(tiny_plan, tmp_path, 12)
+
+
+@pytest.mark.slow
+def test_two_hundred_kills() -> None:
+    """At any instruction: each kill is followed by the checks of `benchmarks/kills.py`, which end it when one fails."""
+    script = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+    command = [sys.executable, str(script), "--kills", "200", "--reserve", "60", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["kills"] == 200
+    assert found["runs_finished"] == found["runs"] >= 3
+    assert found["most_of_a_reserve_used"] <= 60
+    for hospital in found["hospitals"].values():
+        assert hospital["released"] == found["runs"] * found["rounds"] <= hospital["charged"]
+        assert hospital["steps_made"] <= hospital["steps_charged"]
