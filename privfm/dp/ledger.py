@@ -16,31 +16,24 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from privfm import __version__
-from privfm.dp.account import COUNTER_LIMIT, Account, next_epoch
 from privfm.dp.chain import ChainFile
-from privfm.dp.events import ADJACENCY, SampledGaussian, compose, events_to_json
+from privfm.dp.events import ADJACENCY, SampledGaussian, compose
 from privfm.dp.filter import RdpFilter
+from privfm.dp.journal import Clock, of_32_bytes, utc_now
 from privfm.dp.spending import Charge, Declaration, RunRecord, Spending
+from privfm.dp.standing import Standing
 from privfm.errors import BudgetExceeded, LedgerError
 
 __all__ = ["Charge", "Clock", "Declaration", "Ledger", "RunRecord"]
 
-Clock = Callable[[], datetime]
 
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Ledger(Account):
+class Ledger(Standing):
     """One hospital's ledger, open. Use `create` or `open`; it is a context manager.
 
     Guarantees:
@@ -63,12 +56,6 @@ class Ledger(Account):
     (5, 1)
     """
 
-    def __init__(self, chain: ChainFile, spending: Spending, clock: Clock) -> None:
-        super().__init__(spending)
-        self._chain = chain
-        self._clock = clock
-        self._mutex = threading.RLock()
-
     @classmethod
     def create(
         cls,
@@ -77,7 +64,7 @@ class Ledger(Account):
         *,
         unit: str = "patient",
         cap: RdpFilter | None = None,
-        clock: Clock = _utc_now,
+        clock: Clock = utc_now,
     ) -> Ledger:
         """A new, empty ledger at `path`, open for writing.
 
@@ -102,7 +89,7 @@ class Ledger(Account):
 
     @classmethod
     def open(
-        cls, path: Path, hospital: str | None = None, *, read_only: bool = False, clock: Clock = _utc_now
+        cls, path: Path, hospital: str | None = None, *, read_only: bool = False, clock: Clock = utc_now
     ) -> Ledger:
         """The ledger at `path`, every entry checked; nobody else can write until it is shut.
 
@@ -130,22 +117,6 @@ class Ledger(Account):
     def __repr__(self) -> str:
         return f"Ledger(path={str(self.path)!r}, hospital={self.hospital!r}, entries={self._chain.length})"
 
-    def shut(self) -> None:
-        """Close the file and let others write. (`close` ends a charge.)"""
-        with self._mutex:
-            self._chain.shut()
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._chain.path
-
-    def head(self) -> bytes:
-        """Hash of the newest entry, 32 bytes: what peers remember of this ledger."""
-        return self._chain.head
-
-    # Runs and charges
-
     def open_run(
         self,
         run: str,
@@ -169,7 +140,7 @@ class Ledger(Account):
             BudgetExceeded: rounds and reserve do not fit under the lifetime cap, or injected coins would void it.
         """
         declaration = Declaration(
-            run, _32_bytes("plan_hash", plan_hash), compose(per_round), rounds, retry_rounds, private
+            run, of_32_bytes("plan_hash", plan_hash), compose(per_round), rounds, retry_rounds, private
         )
         if rounds < 1 or retry_rounds < 0 or not declaration.per_round:
             raise ValueError(f"rounds={rounds}, retry_rounds={retry_rounds}: need >= 1, >= 0 and something to release")
@@ -177,7 +148,7 @@ class Ledger(Account):
             known = self._spending.runs.get(run)
             if known is None:
                 self._check_cap(declaration, declaration.most_rounds)
-                self._write("run", _declaration_to_json(declaration))
+                self._write("run", declaration.to_json())
             elif known.declaration != declaration:
                 raise LedgerError(
                     f"{self.path}: run {run!r} is on record with another plan or mechanism; use a new name"
@@ -204,7 +175,7 @@ class Ledger(Account):
                     "retries; plan a new run with a larger retry_rounds"
                 )
             self._check_cap(declaration, 1)
-            context_hex = _32_bytes("context", context).hex()
+            context_hex = of_32_bytes("context", context).hex()
             self._write("charge", {"run": run, "round": round, "attempt": attempt, "context": context_hex})
             return self._spending.fates_of_round(run, round)[-1].charge
 
@@ -289,77 +260,9 @@ class Ledger(Account):
             body = {
                 "charge": charge.sequence,
                 "outcome": outcome,
-                "transcript": None if transcript is None else _32_bytes("transcript", transcript).hex(),
+                "transcript": None if transcript is None else of_32_bytes("transcript", transcript).hex(),
             }
             self._write("closed", body, drop=fate.vector_entry)
-
-    # Counters, peers and recovery
-
-    def next_counter(self) -> int:
-        """A counter that this ledger never gave out before: one for each time something is sent.
-
-        Its entry carries a nonce, so that the heads of two copies of one ledger part even within a second.
-        """
-        with self._mutex:
-            self._write("counter", {"counter": self._spending.counter + 1, "nonce": secrets.token_hex(16)})
-            return self._spending.counter
-
-    def remember_peers(self, peers: Mapping[str, tuple[int, bytes]]) -> None:
-        """Keep what peers showed.
-
-        Raises:
-            LedgerError: a peer whose counter went back, or who shows one counter with two heads: its ledger was
-                restored from a backup or lives twice. Nothing is kept of this call then.
-        """
-        with self._mutex:
-            news = {name: shown for name, shown in sorted(peers.items()) if self._check_peer(name, *shown)}
-            if news:
-                body = {name: [counter, _32_bytes("head", head).hex()] for name, (counter, head) in news.items()}
-                self._write("peers", {"peers": body})
-
-    def _check_peer(self, name: str, counter: int, head: bytes) -> bool:
-        if name not in self.peers_seen():
-            return True
-        seen, seen_head = self.peers_seen()[name]
-        if counter < seen or (counter == seen and head != seen_head):
-            raise LedgerError(
-                f"{name}: its ledger went back to counter {counter} after {seen}; it must recover it first"
-            )
-        return counter > seen
-
-    def refuse_peers(self, names: Sequence[str]) -> None:
-        """Refuse peers whose ledgers were seen to go back, until they show a counter of the epoch after."""
-        with self._mutex:
-            news = sorted(set(names) & set(self._spending.peers) - self._spending.refused)
-            if news:
-                self._write("refused", {"peers": news})
-
-    def recover(self, run: str, counter: int) -> int:
-        """Make up for a ledger that was restored from a backup: charge `run` for what was lost, open the next epoch.
-
-        Whatever was released took two counters (to advertise, and to mask) beyond the one of the last charge that this
-        ledger knows, so half of that gap bounds what was lost, also when the ledger went on counting since. So do the
-        rounds that the run declared, beyond which the lost ledger charged nothing either. The charge is written even
-        where it exceeds what is left of the run or the cap, because it happened.
-
-        Args:
-            run: the run that was going on; declare it first with `open_run` if its declaration was lost too.
-            counter: the highest counter that any peer has seen of this hospital, at most 2^63.
-
-        Returns:
-            The number of rounds charged; 0 if nothing can have been lost, and then nothing is written.
-        """
-        if counter > COUNTER_LIMIT:
-            raise ValueError(f"counter={counter}: need at most 2^63")
-        with self._mutex:
-            most = self._record(run).declaration.most_rounds
-            missing = counter - self._spending.charged_at
-            if missing <= 0:
-                return 0
-            lost = min((missing + 1) // 2, most)
-            newest = max(counter, self._spending.counter)
-            self._write("recovered", {"run": run, "rounds": lost, "counter": next_epoch(newest)})
-            return lost
 
     def set_cap(self, cap: RdpFilter) -> None:
         """Set the first lifetime cap, or tighten the one in force.
@@ -392,24 +295,3 @@ class Ledger(Account):
             for run in list(spending.runs):
                 for round_number in spending.runs[run].fates:
                     self.load_update(run, round_number)
-
-    def _write(self, kind: str, body: dict[str, Any], *, keep: bytes | None = None, drop: int | None = None) -> None:
-        stamped = {**body, "at": self._clock().isoformat(timespec="seconds")}
-        self._spending.apply(self._chain.append(kind, stamped, keep=keep, drop=drop))
-
-
-def _declaration_to_json(declaration: Declaration) -> dict[str, Any]:
-    return {
-        "run": declaration.run,
-        "plan_hash": declaration.plan_hash.hex(),
-        "per_round": events_to_json(declaration.per_round),
-        "rounds": declaration.rounds,
-        "retry_rounds": declaration.retry_rounds,
-        "private": declaration.private,
-    }
-
-
-def _32_bytes(name: str, value: bytes) -> bytes:
-    if not isinstance(value, bytes) or len(value) != 32:
-        raise ValueError(f"{name}={type(value).__name__} of {len(value)}: must be 32 bytes")
-    return value

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from privfm.dp.chain import Entry
-from privfm.dp.events import SampledGaussian, compose, events_from_json
+from privfm.dp.events import SampledGaussian, compose, events_from_json, events_to_json
 from privfm.dp.filter import RdpFilter
 from privfm.errors import LedgerError
 
@@ -41,6 +41,29 @@ class Declaration:
     def most_rounds(self) -> int:
         """Rounds that may be charged in all."""
         return self.rounds + self.retry_rounds
+
+    def to_json(self) -> dict[str, Any]:
+        """The body of a ledger's entry."""
+        return {
+            "run": self.run,
+            "plan_hash": self.plan_hash.hex(),
+            "per_round": events_to_json(self.per_round),
+            "rounds": self.rounds,
+            "retry_rounds": self.retry_rounds,
+            "private": self.private,
+        }
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Declaration:
+        """The inverse of `to_json`, whatever else the body holds."""
+        return cls(
+            run=body["run"],
+            plan_hash=bytes.fromhex(body["plan_hash"]),
+            per_round=events_from_json(body["per_round"]),
+            rounds=body["rounds"],
+            retry_rounds=body["retry_rounds"],
+            private=body["private"],
+        )
 
 
 @dataclass(frozen=True)
@@ -174,16 +197,7 @@ class Spending:
         body = entry.body
         if body["run"] in self.runs:
             raise LedgerError(f"ledger entry {entry.sequence}: run {body['run']!r} is declared twice")
-        self.runs[body["run"]] = _Run(
-            Declaration(
-                run=body["run"],
-                plan_hash=bytes.fromhex(body["plan_hash"]),
-                per_round=events_from_json(body["per_round"]),
-                rounds=body["rounds"],
-                retry_rounds=body["retry_rounds"],
-                private=body["private"],
-            )
-        )
+        self.runs[body["run"]] = _Run(Declaration.from_json(body))
 
     def _charge(self, entry: Entry) -> None:
         body = entry.body
