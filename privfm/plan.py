@@ -187,9 +187,15 @@ class SecAggPlan(Section):
 
 
 class EvaluationPlan(Section):
-    """What is measured on images, outside the guarantee."""
+    """What is measured on images: by probes outside the guarantee, by hospitals within it."""
 
     probe: bool | None = Field(default=None, description="probe held-out patients; default only if built-in")
+    local_loss: bool = Field(
+        default=False, description="show the hospitals' own mean loss each round: noised, masked, charged as one step"
+    )
+    loss_bound: Positive | None = Field(
+        default=None, description="a unit's loss counts as this at most; default from procedural images"
+    )
 
 
 class PerformancePlan(Section):
@@ -260,14 +266,19 @@ class Plan(Section):
         return min(hospital.epsilon or self.privacy.epsilon, self.privacy.epsilon)
 
     @property
+    def steps_per_round(self) -> int:
+        """Noisy steps of a hospital in a round: those that train, and one for the loss where it is shown."""
+        return self.federation.local_steps + self.evaluation.local_loss
+
+    @property
     def planned_steps(self) -> int:
         """Noisy steps of a hospital when nothing crashes."""
-        return self.federation.rounds * self.federation.local_steps
+        return self.federation.rounds * self.steps_per_round
 
     @property
     def reserved_steps(self) -> int:
         """Noisy steps that the noise is calibrated for: the planned ones and the retry reserve."""
-        return (self.federation.rounds + self.federation.retry_rounds) * self.federation.local_steps
+        return (self.federation.rounds + self.federation.retry_rounds) * self.steps_per_round
 
     def to_toml(self) -> str:
         """Return the plan as TOML with a comment a key; `parse_plan(tomllib.loads(...))` gives it back."""

@@ -142,7 +142,7 @@ def from_plan(path: Path, flags: dict[str, Any]) -> Asked:
         )
         for each in plan.hospitals
     )
-    return Asked(questions, plan.planned_steps, plan.reserved_steps, plan.federation.local_steps, plan)
+    return Asked(questions, plan.planned_steps, plan.reserved_steps, plan.steps_per_round, plan)
 
 
 def after_ledgers(asked: Asked, path: Path) -> tuple[Asked, tuple[str, ...]]:

@@ -83,6 +83,14 @@ PLAN_FLAGS = (
         "--objective", "objective.name", str, "Model", "mae, simmim, simsiam, byol, dino or simclr: the loss.", "mae"
     ),
     PlanFlag("--probe/--no-probe", "evaluation.probe", bool, "Evaluation", "Probe held-out patients.", "None"),
+    PlanFlag(
+        "--local-loss/--no-local-loss",
+        "evaluation.local_loss",
+        bool,
+        "Evaluation",
+        "Show the hospitals' own mean loss each round: noised, masked, charged as one step.",
+        "False",
+    ),
     PlanFlag("--device", "performance.device", str, "This machine", "auto, cpu, cuda or cuda:N.", "auto"),
     PlanFlag("--precision", "performance.precision", str, "This machine", "float32 or bfloat16.", "float32"),
     PlanFlag("--threads", "performance.threads", int, "This machine", "Threads of torch; default all cores.", "None"),

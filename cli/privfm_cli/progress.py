@@ -75,7 +75,7 @@ class PlainProgress(Observer):
     def round_finished(self, record: RoundRecord) -> None:
         left = self._clock.left(record.round, self._rounds)
         say(
-            f"round {record.round}/{self._rounds}  public loss {record.public_loss:.4f}  "
+            f"round {record.round}/{self._rounds}  {_losses(record)}  "
             f"epsilon so far {spent(record.epsilon)}, {self._allowed:g} allowed  {left}"
         )
 
@@ -132,7 +132,7 @@ class DrawnProgress(Observer):
     def round_finished(self, record: RoundRecord) -> None:
         left = self._clock.left(record.round, self._rounds)
         self._epsilon = dict(record.epsilon)
-        self._show("rounds", record.round, self._rounds, f"public loss {record.public_loss:.4f}, {left}")
+        self._show("rounds", record.round, self._rounds, f"{_losses(record)}, {left}")
 
     def warn(self, text: str) -> None:
         self._live.console.print(Text(f"privfm: warning: {text}", style="yellow"))
@@ -179,3 +179,9 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _losses(record: RoundRecord) -> str:
+    """The losses that a round shows: on public images, and the hospitals' own where the plan asks for it."""
+    own = "" if record.local_loss is None else f", hospitals' own {record.local_loss:.3f} (noised)"
+    return f"public loss {record.public_loss:.4f}{own}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,10 @@ from privfm.dp.coins import Stream
 from privfm.dp.events import SampledGaussian
 from privfm.dp.sampling import poisson_draw
 
-__all__ = ["WIDEST", "AdaptiveClipping", "StepMechanism"]
+__all__ = ["NOISE_TAIL", "WIDEST", "AdaptiveClipping", "StepMechanism"]
+
+NOISE_TAIL = 9.0
+"""Standard deviations of noise that ranges leave room for; beyond lies 2e-19 of the mass."""
 
 WIDEST = 10.0
 """How many times the clip norm that a run starts with an adapted one may become, or fall below."""
@@ -146,6 +150,25 @@ class StepMechanism:
         noise = self.count_noise * float(stream.normal(1, self.noise_terms)[0])
         share = 0.5 + (clipped.within - clipped.units / 2 + noise) / self.divisor
         return replace(self, clip_norm=self.adaptive.next(self.clip_norm, share))
+
+    def release_mean(self, values: Sequence[float], bound: float, stream: Stream) -> float:
+        """Return the noised mean of a value of each unit of a draw of its own: one more step of the mechanism.
+
+        Values are centred on half of the bound, so that a unit moves the sum by that at most; where the declared number
+        of units is off, the mean leans towards it.
+
+        Args:
+            values: clamped to [0, bound]; one that is not finite counts as the bound.
+            bound: a public number.
+        """
+        half = bound / 2
+        total = math.fsum(min(max(value, 0.0), bound) - half if math.isfinite(value) else half for value in values)
+        noise = self.noise_multiplier * half * float(stream.normal(1, self.noise_terms)[0])
+        return half + (total + noise) / self.divisor
+
+    def mean_reach(self, bound: float) -> float:
+        """Return how far from zero a released mean can lie, noise and twice the expected draw included."""
+        return bound / 2 * (3 + NOISE_TAIL * self.noise_multiplier / self.divisor)
 
     def _check(self, clipped: ClippedSum) -> None:
         if clipped.clip_norm != self.clip_norm:

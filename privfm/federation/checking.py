@@ -128,8 +128,8 @@ def _check_hospital(plan: Plan, hospital: HospitalPlan, parameters: int) -> Hosp
 def _estimate_seconds(plan: Plan, learner: Learner, units: int = 4) -> float:
     """Time the clipped gradients of a few blank units, and scale to all steps of all hospitals."""
     device, images = pick_device(plan.performance.device), plan.privacy.images_per_unit * plan.privacy.views
-    network, parameters = learner.network.to(device).train(), trained(learner.network).numel()
-    units = min(units, plan.performance.micro_batch or units_at_a_time(parameters, images, device))
+    network = learner.network.to(device).train()
+    units = min(units, units_at_a_time(plan, learner, device))
     size = plan.data.image_size
     views = torch.zeros(units, images, plan.data.channels, size, size, device=device)
     engine = ClippingEngine(network, 1.0)

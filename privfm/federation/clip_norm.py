@@ -1,9 +1,11 @@
-"""A clip norm that fits the network, found without looking at anybody's images."""
+"""A clip norm and a bound on losses that fit the network, found without looking at anybody's images."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from privfm.data import procedural_images
 from privfm.data.views import standardise
@@ -11,7 +13,7 @@ from privfm.dp.clipping import gradient_norms
 from privfm.federation.network import Learner
 from privfm.plan import Plan
 
-__all__ = ["public_clip_norm"]
+__all__ = ["public_clip_norm", "public_loss_bound"]
 
 UNITS = 32
 
@@ -22,11 +24,7 @@ def public_clip_norm(plan: Plan, learner: Learner) -> float:
     A clip norm far above the gradients' norms drowns them in noise; one at the median is the usual choice (Andrew et
     al. 2021). Taken from images that a program drew, it costs no privacy.
     """
-    per_unit = plan.privacy.images_per_unit * plan.privacy.views
-    rng = np.random.default_rng(plan.seed)
-    images = procedural_images(UNITS * per_unit, plan.data.image_size, plan.data.channels, rng)
-    views = standardise(torch.from_numpy(images)).reshape(UNITS, per_unit, *images.shape[1:])
-    network = learner.network.train()
+    network, views = learner.network.train(), _imaginary_units(plan)
     norms = [
         gradient_norms(
             network,
@@ -38,3 +36,18 @@ def public_clip_norm(plan: Plan, learner: Learner) -> float:
         for unit in range(UNITS)
     ]
     return float(f"{float(torch.cat(norms).median()):.2g}")
+
+
+@torch.no_grad()
+def public_loss_bound(plan: Plan, learner: Learner) -> float:
+    """Return twice the median loss of imaginary units of procedural images at the run's start, to two digits."""
+    network, views = learner.network.train(), _imaginary_units(plan)
+    rngs = [np.random.default_rng(unit) for unit in range(UNITS)]
+    return float(f"{2 * float(learner.objective.unit_losses(network, views, rngs).median()):.2g}")
+
+
+def _imaginary_units(plan: Plan) -> Float[Tensor, "units views c h w"]:
+    per_unit = plan.privacy.images_per_unit * plan.privacy.views
+    rng = np.random.default_rng(plan.seed)
+    images = procedural_images(UNITS * per_unit, plan.data.image_size, plan.data.channels, rng)
+    return standardise(torch.from_numpy(images)).reshape(UNITS, per_unit, *images.shape[1:])

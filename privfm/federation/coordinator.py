@@ -16,7 +16,7 @@ from privfm.federation.observer import Observer
 from privfm.federation.planning import round_spec
 from privfm.federation.public import public_images, public_loss
 from privfm.federation.records import RoundRecord
-from privfm.federation.rounds import SecureSum, average_update, play_round
+from privfm.federation.rounds import SecureSum, average_loss, average_update, play_round
 from privfm.federation.strategies import make_strategy
 from privfm.plan import Plan
 from privfm.secagg import Roster
@@ -82,6 +82,7 @@ class Coordinator:
             survivors=secure.survivors,
             update_norm=float(update.norm()),
             public_loss=public_loss(self._learner, self._images),
+            local_loss=average_loss(self._plan, secure),
             epsilon=self._spent(),
             transcript=secure.transcript.hex(),
             model_hash=model_hash(self._start_hash, announcement).hex(),

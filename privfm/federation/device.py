@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from privfm.errors import PlanError
+from privfm.federation.network import Learner
+from privfm.plan import Plan
 
 __all__ = ["pick_device", "units_at_a_time"]
 
-GRADIENT_BYTES = 1 << 30
-"""Memory that per-image gradients may take at a time."""
+ACTIVATION_BYTES = 1 << 30
+"""Memory that a micro-batch may take on a CPU; eight times as much on a GPU."""
+
+MOST_UNITS = 64
+"""On a CPU, where more at a time are no faster; eight times as many on a GPU."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,14 +33,32 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def units_at_a_time(parameters: int, images: int, device: torch.device) -> int:
-    """Return how many units, of `images` views each, have per-image gradients within the memory set aside.
+def units_at_a_time(plan: Plan, learner: Learner, device: torch.device) -> int:
+    """Return the plan's micro-batch, or how many units have their activations within the memory set aside.
 
-    Example:
-        >>> units_at_a_time(parameters=7_040, images=8, device=torch.device("cpu"))
-        64
-        >>> units_at_a_time(parameters=20_000_000, images=8, device=torch.device("cpu"))
-        1
+    What clipping keeps of a layer is what it sees and the gradient at what it gives; so a unit takes about twice what
+    autograd saves of its forward pass, which is measured on one unit of blank images.
     """
+    if plan.performance.micro_batch is not None:
+        return plan.performance.micro_batch
     share = 8 if device.type == "cuda" else 1
-    return max(1, min(64 * share, share * GRADIENT_BYTES // (4 * parameters * images)))
+    return max(1, min(MOST_UNITS * share, ACTIVATION_BYTES * share // (2 * _saved_bytes(plan, learner))))
+
+
+def _saved_bytes(plan: Plan, learner: Learner) -> int:
+    """Of one unit's forward pass, the network's own weights left out."""
+    network, objective, _ = learner
+    views, size = plan.privacy.images_per_unit * plan.privacy.views, plan.data.image_size
+    blank = torch.zeros(1, views, plan.data.channels, size, size, device=next(network.parameters()).device)
+    own = {value.untyped_storage().data_ptr() for value in (*network.parameters(), *network.buffers())}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = objective.unit_losses(network, blank, [np.random.default_rng(0)])
+    del losses  # until here every storage was alive, so that none stands for two
+    return max(1, sum(size for pointer, size in saved.items() if pointer not in own))

@@ -10,17 +10,14 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from privfm.dp.clipping import ClippingEngine, check_clippable
 from privfm.dp.coins import Coins
 from privfm.dp.ledger import Ledger
-from privfm.dp.mechanism import StepMechanism
 from privfm.errors import InputError, LedgerError, ProtocolError, RolledBackError
 from privfm.federation.announcement import Announcement, model_hash
-from privfm.federation.local_training import train_locally
 from privfm.federation.network import Learner, network_hash, trained
 from privfm.federation.notebook import Memory, Notebook
-from privfm.federation.optimizers import NoisedGradient
 from privfm.federation.planning import mechanism_of, round_spec, update_weight
+from privfm.federation.releases import Releases
 from privfm.federation.unit_batches import UnitSource
 from privfm.ids import HospitalId
 from privfm.plan import Plan
@@ -84,28 +81,10 @@ class Hospital:
 
     def __post_init__(self) -> None:
         self._run = self.membership.run.hex()
-        self._mechanism = self._own_mechanism()
         self._start_hash = network_hash(self.learner.network)
         self._parameters = trained(self.learner.network).numel()
-        self.learner.network.train()
-        self.notebook.note(units=len(self.units), nominal_units=self._mechanism.nominal_units)
-        self._check_network()
-
-    def _own_mechanism(self) -> StepMechanism:
-        mechanism, adapted = mechanism_of(self.plan, self.plan.hospital(self.name)), self.notebook.clip_norm()
-        return mechanism if mechanism.adaptive is None or adapted is None else replace(mechanism, clip_norm=adapted)
-
-    def _check_network(self) -> None:
-        """Raise ModelError when the network cannot be clipped: found out on random pixels, never on patients."""
-        network, objective, plan = self.learner
-        rng, data = np.random.default_rng(0), plan.data
-        pixels = rng.standard_normal((2, 2, data.channels, data.image_size, data.image_size), dtype=np.float32)
-        views = torch.from_numpy(pixels).to(next(network.parameters()).device)
-
-        def unit_losses() -> Tensor:
-            return objective.unit_losses(network, views, [np.random.default_rng(unit) for unit in range(2)])
-
-        check_clippable(network, unit_losses, 2)
+        mechanism = mechanism_of(self.plan, self.plan.hospital(self.name))
+        self._releases = Releases(self.plan, mechanism, self.units, self.learner, self.coins, self.notebook)
 
     def answer(self, stage: Stage, incoming: bytes) -> bytes:
         """Return the hospital's message of a stage.
@@ -210,9 +189,9 @@ class Hospital:
         A counter is taken before, so that a ledger restored to the moment after advertising is seen to have gone back.
         """
 
-        def vectors() -> list[Int32[np.ndarray, " parameters"]]:
+        def vectors() -> list[Int32[np.ndarray, " _"]]:
             self._take_counter(self._memory())
-            return [self._update(current)]
+            return self._vectors(current)
 
         return bytes(current.client.mask(incoming, vectors))
 
@@ -233,8 +212,8 @@ class Hospital:
         self.notebook.remember(self._memory().unmasked(current.client.finished.transcript))
         return outgoing
 
-    def _update(self, current: _Round) -> Int32[np.ndarray, " parameters"]:
-        """Return the round's quantised update: the stored one for a retry, else a new one, charged before computing.
+    def _vectors(self, current: _Round) -> list[Int32[np.ndarray, " _"]]:
+        """Return what the round sends, quantised: the stored vectors for a retry, else new ones, charged before.
 
         A charge's context is the hash of model and generation, so that a vector is never masked for another.
         """
@@ -245,55 +224,31 @@ class Hospital:
             pending = None
         stored = None if pending is None else self.ledger.load_update(self._run, current.number)
         if stored is not None:
-            return np.frombuffer(stored, dtype="<i4").astype(np.int32)
+            ends = np.cumsum([vector.length for vector in current.spec.vectors])
+            return np.split(np.frombuffer(stored, dtype="<i4").astype(np.int32), ends[:-1])
         if memory.survivors is not None:
             raise ProtocolError(f"round {current.number} is over; only a new generation is computed", (COORDINATOR,))
         attempt = self.ledger.next_attempt(self._run, current.number)
         charge = self.ledger.charge(self._run, current.number, attempt, memory.model)
-        update = update_weight(self.plan, self.plan.hospital(self.name)) * self._train(current, attempt)
-        rounding = self.coins.stream("rounding", current.number, attempt).read(32)
-        quantised = quantise(update.numpy(), current.spec.vectors[0], rounding)
-        self.ledger.store_update(charge, quantised.astype("<i4").tobytes())
-        return quantised
+        values = self._compute(current, attempt)
+        vectors = self._quantised(values, current, attempt)
+        self.ledger.store_update(charge, np.concatenate(vectors).astype("<i4").tobytes())
+        return vectors
 
-    def _train(self, current: _Round, attempt: int) -> Float[Tensor, " parameters"]:
+    def _compute(self, current: _Round, attempt: int) -> list[Float[Tensor, " _"]]:
         """Train, or drop out in the same words whatever the reason, which stays in the hospital's own notes."""
-        start = torch.from_numpy(current.announcement.model)
-
-        def noised_gradient(step: int) -> NoisedGradient:
-            return self._noised_gradient((current.number, attempt, step))
-
-        steps = self.plan.federation.local_steps
         try:
-            update = train_locally(self.learner.network, start, self.plan.optimizer, steps, noised_gradient)
-            if self._mechanism.adaptive is not None:
-                self.notebook.keep_clip_norm(self._mechanism.clip_norm)
-            return update
+            return self._releases.of_round(torch.from_numpy(current.announcement.model), current.number, attempt)
         except InputError as error:
             self.notebook.note(round=current.number, attempt=attempt, error=str(error))
             raise ProtocolError(f"{self.name} cannot go on; its own notes say why", (self.name,)) from None
 
-    def _noised_gradient(self, step: tuple[int, int, int]) -> NoisedGradient:
-        """Return what the mechanism releases of one step: Poisson draw, clipped sum over the drawn units, noise.
-
-        An adaptive clip norm then moves on, for the next step.
-        """
-        network, objective, _ = self.learner
-        mechanism, precision = self._mechanism, getattr(torch, self.plan.performance.precision)
-        engine = ClippingEngine(network, mechanism.clip_norm, precision)
-        drawn = mechanism.draw(len(self.units), self.coins.stream("draw", *step))
-        losses: list[float] = []
-        for batch in self.units.batches(drawn, lambda unit: self.coins.stream("unit", *step, unit).generator()):
-
-            def unit_losses(views: Tensor = batch.views, rngs: list[np.random.Generator] = batch.rngs) -> Tensor:
-                values = objective.unit_losses(network, views, rngs)
-                losses.extend(values.detach().tolist())
-                return values
-
-            engine.add(unit_losses, len(batch))
-        mean_loss = sum(losses) / len(losses) if losses else None
-        self.notebook.note(round=step[0], attempt=step[1], step=step[2], drawn=len(drawn), loss=mean_loss)
-        clipped = engine.finish()
-        released = mechanism.release(clipped, self.coins.stream("noise", *step))
-        self._mechanism = mechanism.adapted(clipped, self.coins.stream("count", *step))
-        return NoisedGradient(released, mechanism.noise_std)
+    def _quantised(
+        self, values: list[Float[Tensor, " _"]], current: _Round, attempt: int
+    ) -> list[Int32[np.ndarray, " _"]]:
+        weight = update_weight(self.plan, self.plan.hospital(self.name))
+        roundings = [self.coins.stream("rounding", current.number, attempt, place) for place in range(len(values))]
+        return [
+            quantise((weight * value).numpy(), spec, rounding.read(32))
+            for value, spec, rounding in zip(values, current.spec.vectors, roundings, strict=True)
+        ]

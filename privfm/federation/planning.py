@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from privfm.dp.accounting import epsilon
 from privfm.dp.calibration import NoiseRequest, calibrate_noises
 from privfm.dp.events import SampledGaussian
-from privfm.dp.mechanism import WIDEST, AdaptiveClipping, StepMechanism
+from privfm.dp.mechanism import NOISE_TAIL, WIDEST, AdaptiveClipping, StepMechanism
 from privfm.errors import PlanError
 from privfm.federation.announcement import Announcement
 from privfm.federation.network import backbone_spec
@@ -26,26 +26,28 @@ __all__ = [
     "vector_spec",
 ]
 
-NOISE_TAIL = 9.0
-"""Standard deviations of noise that the clamp leaves room for; beyond lies 2e-19 of the mass."""
-
 ADAM_STEP = 4.0
 """No Adam step with the usual moments is longer than that many learning rates (Kingma & Ba 2015, section 2.1)."""
 
 
-def complete_plan(plan: Plan, nominal_units: Mapping[HospitalId, int], clip_norm: float) -> Plan:
-    """Return the plan with everything filled in: hospitals, backbone, noise, clip norm, threshold, clamp.
+def complete_plan(
+    plan: Plan, nominal_units: Mapping[HospitalId, int], clip_norm: float, loss_bound: float = 1.0
+) -> Plan:
+    """Return the plan with everything filled in: hospitals, backbone, noise, clip norm, loss bound, threshold, clamp.
 
     Args:
         plan: what a person asked for. Its own hospitals, where it has some, take precedence.
         nominal_units: declared number of units of each hospital, when the plan names no hospitals.
-        clip_norm: when the plan has none.
+        clip_norm, loss_bound: when the plan has none.
 
     Raises:
         PlanError: a noise multiplier would spend more than allowed, or the cohort cannot meet the masking's rules.
     """
     privacy = plan.privacy.model_copy(update={"clip_norm": plan.privacy.clip_norm or clip_norm})
-    plan = plan.model_copy(update={"privacy": privacy, "model": _named_backbone(plan)})
+    evaluation = plan.evaluation
+    if evaluation.local_loss:
+        evaluation = evaluation.model_copy(update={"loss_bound": evaluation.loss_bound or loss_bound})
+    plan = plan.model_copy(update={"privacy": privacy, "evaluation": evaluation, "model": _named_backbone(plan)})
     declared = plan.hospitals or tuple(HospitalPlan(id=name, nominal_units=n) for name, n in nominal_units.items())
     _check_delta(plan, declared)
     hospitals = tuple(sorted(_with_noise(plan, declared), key=lambda each: each.id))
@@ -183,6 +185,14 @@ def vector_spec(plan: Plan, parameters: int) -> VectorSpec:
         raise PlanError(f"secagg.modulus_bits: {plan.secagg.modulus_bits} is too small: {error}") from None
 
 
+def loss_spec(plan: Plan, bound: float) -> VectorSpec:
+    """Return how a hospital's weighted mean loss, clamped to `bound` a unit, becomes an integer."""
+    reach = max(
+        update_weight(plan, hospital) * mechanism_of(plan, hospital).mean_reach(bound) for hospital in plan.hospitals
+    )
+    return VectorSpec.fit("loss", 1, reach, clients=len(plan.hospitals), ring_bits=plan.secagg.modulus_bits)
+
+
 def round_spec(
     plan: Plan, run: bytes, roster: Roster, announcement: Announcement, model: bytes, parameters: int
 ) -> RoundSpec:
@@ -196,6 +206,7 @@ def round_spec(
     strangers = set(announcement.cohort) - {hospital.id for hospital in plan.hospitals}
     if strangers:  # also members of the roster: two survivor sets share an honest signer within the plan's cohort alone
         raise ValueError(f"cohort: {some_of(strangers)} not in the plan")
+    bound = plan.evaluation.loss_bound if plan.evaluation.local_loss else None
     return RoundSpec(
         run=run,
         round=announcement.round,
@@ -203,7 +214,7 @@ def round_spec(
         plan_hash=plan.hash(),
         roster=roster,
         model_hash=model,
-        vectors=(vector_spec(plan, parameters),),
+        vectors=(vector_spec(plan, parameters), *(() if bound is None else (loss_spec(plan, bound),))),
         cohort=announcement.cohort,
         threshold=_need(plan.secagg),
     )

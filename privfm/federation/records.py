@@ -20,6 +20,8 @@ class RoundRecord:
         survivors: hospitals in the sum.
         update_norm: L2 norm of the averaged update.
         public_loss: the new model's loss on built-in public images.
+        local_loss: the survivors' own mean loss on the model before the round, noised by each of them; None if the
+            plan does not show it.
         epsilon: what each hospital's ledger has charged this run by now.
         transcript: hex of the protocol's transcript hash.
         model_hash: hex of the SHA-256 of the model that the round started from.
@@ -32,6 +34,7 @@ class RoundRecord:
     survivors: tuple[str, ...]
     update_norm: float
     public_loss: float
+    local_loss: float | None
     epsilon: dict[str, float]
     transcript: str
     model_hash: str

@@ -16,7 +16,7 @@ from privfm.ids import HospitalId
 from privfm.plan import Plan
 from privfm.secagg import RoundSpec, Stage, dequantise, server
 
-__all__ = ["SecureSum", "average_update", "play_round"]
+__all__ = ["SecureSum", "average_loss", "average_update", "play_round"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class SecureSum:
         survivors: hospitals in the sum.
         transcript: 32-byte hash that every survivor has too.
         bytes_up: most bytes that one hospital sent.
+        loss: sum of the survivors' weighted, noised mean losses, where the plan shows it.
     """
 
     total: Float[np.ndarray, " parameters"]
@@ -36,6 +37,7 @@ class SecureSum:
     survivors: tuple[str, ...]
     transcript: bytes
     bytes_up: int
+    loss: float | None = None
 
 
 def play_round(spec: RoundSpec, announcement: Announcement, engine: Engine, entropy: bytes) -> SecureSum:
@@ -75,10 +77,19 @@ def play_round(spec: RoundSpec, announcement: Announcement, engine: Engine, entr
         survivors=outcome.survivors,
         transcript=outcome.transcript,
         bytes_up=max(sent.values()),
+        loss=None if len(spec.vectors) == 1 else float(dequantise(outcome.sums[1], spec.vectors[1])[0]),
     )
 
 
 def average_update(plan: Plan, secure: SecureSum) -> Float[Tensor, " parameters"]:
     """Return the sum over the survivors' public weights: McMahan et al. 2017 with declared instead of true counts."""
-    weight = sum(update_weight(plan, plan.hospital(HospitalId(name))) for name in secure.survivors)
-    return torch.from_numpy(secure.total / weight).float()
+    return torch.from_numpy(secure.total / _weight(plan, secure)).float()
+
+
+def average_loss(plan: Plan, secure: SecureSum) -> float | None:
+    """Return the survivors' noised mean loss, weighted as their updates are; None where the plan does not show it."""
+    return None if secure.loss is None else secure.loss / _weight(plan, secure)
+
+
+def _weight(plan: Plan, secure: SecureSum) -> float:
+    return sum(update_weight(plan, plan.hospital(HospitalId(name))) for name in secure.survivors)

@@ -17,7 +17,7 @@ from privfm.federation.cohort import Cohort
 from privfm.federation.device import pick_device, units_at_a_time
 from privfm.federation.directory import RunDirectory
 from privfm.federation.hospital import Hospital, Membership
-from privfm.federation.network import Learner, trained
+from privfm.federation.network import Learner
 from privfm.federation.notebook import Memory, Notebook
 from privfm.federation.planning import mechanism_of
 from privfm.federation.unit_batches import UnitSource
@@ -56,7 +56,7 @@ def _open_run(ledger: Ledger, plan: Plan, hospital: HospitalPlan, run: bytes, *,
     ledger.open_run(
         run.hex(),
         plan.hash(),
-        [mechanism_of(plan, hospital).event(plan.federation.local_steps)],
+        [mechanism_of(plan, hospital).event(plan.steps_per_round)],
         rounds=plan.federation.rounds,
         retry_rounds=plan.federation.retry_rounds,
         private=private,
@@ -74,6 +74,7 @@ def open_hospitals(
     """
     roster = Roster.from_json(_read(directory.root / "roster.json"))
     device = pick_device(plan.performance.device)
+    micro_batch = units_at_a_time(plan, start, device)
     with ExitStack() as stack:
         hospitals = {}
         for hospital in plan.hospitals:
@@ -86,7 +87,7 @@ def open_hospitals(
             hospitals[name] = Hospital(
                 plan=plan,
                 name=name,
-                units=_unit_source(plan, cohort, name, start, device),
+                units=_unit_source(plan, cohort, name, micro_batch, device),
                 membership=Membership(run, identity, roster, policy),
                 ledger=ledger,
                 learner=start._replace(network=copy.deepcopy(start.network).to(device)),
@@ -96,13 +97,12 @@ def open_hospitals(
         yield hospitals
 
 
-def _unit_source(plan: Plan, cohort: Cohort, name: HospitalId, start: Learner, device: torch.device) -> UnitSource:
-    per_unit = plan.privacy.images_per_unit * plan.privacy.views
+def _unit_source(plan: Plan, cohort: Cohort, name: HospitalId, micro_batch: int, device: torch.device) -> UnitSource:
     return UnitSource(
         cohort.images[name],
         images_per_unit=plan.privacy.images_per_unit,
         views=plan.privacy.views,
-        micro_batch=plan.performance.micro_batch or units_at_a_time(trained(start.network).numel(), per_unit, device),
+        micro_batch=micro_batch,
         device=device,
     )
 

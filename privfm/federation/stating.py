@@ -98,6 +98,7 @@ def make_statement(
         trust_model=TRUST,
         releases=(
             "Each round's update of each hospital, noised, quantised and masked; the coordinator learns the sum.",
+            *_loss_release(plan),
             "The global model after every round, and the final backbone.",
             "Each round's attempts, drop-outs and charges: whether a hospital took part is not hidden.",
             "Public keys, encrypted shares, signatures, and each ledger's length and newest hash.",
@@ -127,6 +128,15 @@ def _row(plan: Plan, hospital: HospitalPlan, ledger: Ledger, run: str, private: 
         epsilon_allowed=plan.epsilon(hospital),
         lifetime_cap=None if ledger.cap is None else ledger.cap.epsilon,
         private=private and ledger.private,
+    )
+
+
+def _loss_release(plan: Plan) -> tuple[str, ...]:
+    if not plan.evaluation.local_loss:
+        return ()
+    return (
+        f"Each round's mean loss of each hospital, over a draw of its own, clamped to {plan.evaluation.loss_bound:g} a "
+        f"{plan.privacy.unit}, noised and masked; charged as one more step a round.",
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from privfm import __version__
 from privfm.dp.accounting import epsilon
 from privfm.errors import PlanError, ProtocolError
-from privfm.federation.clip_norm import public_clip_norm
+from privfm.federation.clip_norm import public_clip_norm, public_loss_bound
 from privfm.federation.cohort import DEFAULT_NOMINAL_UNITS, Cohort, gather_cohort
 from privfm.federation.control import noise_only
 from privfm.federation.coordinator import Coordinator
@@ -91,7 +91,8 @@ def _found(plan: Plan, cohort: Cohort, out: Path, observer: Observer, *, private
     complete_plan(plan, cohort.nominal_units, clip_norm=1.0)  # what is wrong with a plan shows before the long work
     start = initialise(plan, observer)
     observer.stage("planning noise")
-    whole = complete_plan(plan, cohort.nominal_units, public_clip_norm(plan, start.learner))
+    clip_norm, loss_bound = public_clip_norm(plan, start.learner), public_loss_bound(plan, start.learner)
+    whole = complete_plan(plan, cohort.nominal_units, clip_norm, loss_bound)
     if cohort.assumed:
         observer.warn(
             f"every hospital is taken to have {DEFAULT_NOMINAL_UNITS} patients; declare better with --nominal-units"

@@ -98,7 +98,7 @@ def _seen(directory: RunDirectory, names: Iterable[str]) -> dict[str, dict[str, 
 
 def _check_declared(ledger: Ledger, plan: Plan, hospital: HospitalPlan, facts: RunFacts) -> None:
     declared = declaration_of(ledger, facts.run)
-    per_round = compose([mechanism_of(plan, hospital).event(plan.federation.local_steps)])
+    per_round = compose([mechanism_of(plan, hospital).event(plan.steps_per_round)])
     wanted = (facts.plan_hash, per_round, facts.private)
     if (declared.plan_hash.hex(), declared.per_round, declared.private) != wanted:
         raise VerificationError(f"{ledger.path}: declares another plan or mechanism than the run's folder")

@@ -74,6 +74,7 @@ def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...]) -> st
         hospitals=run.result["hospitals"] if run.result else (),
         epsilon_chart=_epsilon_chart(run),
         loss_chart=_loss_chart(run, loss),
+        local_loss_chart=_local_loss_chart(run),
         loss_verdict=None if loss is None else public_loss_verdict(loss),
         norm_chart=_norm_chart(run),
         probe_chart=None if probe is None else _probe_chart(probe),
@@ -152,6 +153,11 @@ def _loss_chart(run: RunDirectory, loss: PublicLoss | None) -> LineChart | None:
     if loss is None:
         return _over_rounds("Loss on public images", curve, None)
     return _over_rounds("Loss on public images", [(0, loss.start), *curve], Reference("noise alone", loss.noise_only))
+
+
+def _local_loss_chart(run: RunDirectory) -> LineChart | None:
+    curve = [(record.round, record.local_loss) for record in run.rounds if record.local_loss is not None]
+    return _over_rounds("Hospitals' own mean loss, noised", curve, None)
 
 
 def _norm_chart(run: RunDirectory) -> LineChart | None:

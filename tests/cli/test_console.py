@@ -26,6 +26,7 @@ def _record(number: int) -> RoundRecord:
         survivors=("north", "south", "west"),
         update_norm=0.5,
         public_loss=0.9,
+        local_loss=None,
         epsilon={"north": 1.0 * number, "south": 1.5 * number},
         transcript="00",
         model_hash="00",

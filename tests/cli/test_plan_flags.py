@@ -40,6 +40,7 @@ OTHER: dict[str, Any] = {
     "--trainable": "last-2",
     "--objective": "other",
     "--probe/--no-probe": False,
+    "--local-loss/--no-local-loss": True,
     "--device": "cpu",
     "--precision": "bfloat16",
     "--threads": 1,
@@ -60,7 +61,10 @@ def test_a_flag_sets_its_key_and_its_help_tells_the_default(flag: PlanFlag) -> N
 
 
 def _typed(flag: PlanFlag) -> list[str]:
-    return ["--no-probe"] if flag.kind is bool else [flag.flag, str(OTHER[flag.flag])]
+    if flag.kind is bool:
+        on, off = flag.flag.split("/")
+        return [on if OTHER[flag.flag] else off]
+    return [flag.flag, str(OTHER[flag.flag])]
 
 
 def test_every_flag_arrives_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

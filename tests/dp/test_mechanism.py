@@ -106,3 +106,19 @@ def test_a_fixed_clip_norm_counts_nothing() -> None:
     assert MECHANISM.adapted(ClippedSum(torch.zeros(3), 2.0, 10, 3), Stream(bytes(32))) is MECHANISM
     with pytest.raises(ValueError, match=r"clip_norm=1\.0"):
         ADAPTIVE.adapted(ClippedSum(torch.zeros(3), 1.0), Stream(bytes(32)))
+
+
+def test_a_mean_is_noised_as_a_step_s_sum_of_sensitivity_half_the_bound() -> None:
+    coins = InjectedCoins(b"mean")
+    released = [MECHANISM.release_mean([0.5] * 10, 2.0, coins.stream("loss", step)) for step in range(4000)]
+    assert np.mean(released) == pytest.approx(0.5, abs=0.01)
+    assert np.std(released) == pytest.approx(1.5 * 1.0 / 10, rel=0.05)
+    assert max(map(abs, released)) < MECHANISM.mean_reach(2.0)
+
+
+@pytest.mark.parametrize("value", [-5.0, 0.0, 0.3, 2.0, 9.0, float("nan"), float("inf"), float("-inf")])
+def test_one_unit_moves_a_mean_by_half_the_bound_at_most(value: float) -> None:
+    def mean(values: list[float]) -> float:
+        return MECHANISM.release_mean(values, 2.0, Stream(bytes(32)))
+
+    assert abs(mean([0.5, 1.0, value]) - mean([0.5, 1.0])) <= 1.0 / 10 + 1e-12

@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "noise of four draws": {"privacy": {"noise_terms": 4, "images_per_unit": 2, "views": 1}},
     "bias-corrected adam": {"optimizer": {"name": "adam-bc", "learning_rate": 0.001}},
     "bfloat16": {"performance": {"device": "cpu", "threads": 1, "precision": "bfloat16"}},
+    "the hospitals' own loss": {"evaluation": {"local_loss": True, "probe": False}},
     "adapters": {"model": {"trainable": "lora", "lora_rank": 2, "patch_size": 4, "width": 16, "depth": 1, "heads": 2}},
     "everything trains": {"model": {"trainable": "all", "patch_size": 4, "width": 16, "depth": 1, "heads": 2}},
 }
@@ -30,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=OPTIONS)
 def run(request: pytest.FixtureRequest, tiny_plan: Callable[..., Plan], tmp_path: Path) -> RunDirectory:
-    train(tiny_plan(**OPTIONS[request.param], evaluation={"probe": False}), tmp_path / "run")
+    train(tiny_plan(**{"evaluation": {"probe": False}, **OPTIONS[request.param]}), tmp_path / "run")
     return RunDirectory(tmp_path / "run")
 
 
@@ -57,3 +58,16 @@ def test_an_adapted_norm_stays_at_the_hospital_and_is_kept(tiny_plan: Callable[.
     said = state_run(run).contribution_cap
     assert "follows the 50% quantile" in said
     assert "noised count" in said
+
+
+def test_losses_are_shown_when_asked_for_and_only_then(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    asked = tiny_plan(evaluation={"local_loss": True, "probe": False})
+    train(asked, tmp_path / "asked")
+    run = RunDirectory(tmp_path / "asked")
+    bound = run.plan.evaluation.loss_bound
+    assert bound is not None
+    assert run.plan.planned_steps == run.plan.federation.rounds * (run.plan.federation.local_steps + 1)
+    assert all(record.local_loss is not None and -bound < record.local_loss < 2 * bound for record in run.records())
+    assert any("mean loss of each hospital" in release for release in state_run(run).releases)
+    train(tiny_plan(evaluation={"probe": False}), tmp_path / "silent")
+    assert all(record.local_loss is None for record in RunDirectory(tmp_path / "silent").records())

@@ -27,7 +27,7 @@ from privfm.federation.recovering import recover_hospital
 from privfm.federation.rounds import SecureSum, play_round
 from privfm.federation.simulation import found_federation, open_hospitals
 from privfm.ids import HospitalId
-from privfm.plan import Plan
+from privfm.plan import EvaluationPlan, Plan
 from privfm.secagg import Client, ClientPolicy, Identity, LedgerMark, Roster, Stage, dequantise
 
 RUN = b"r" * 16
@@ -412,3 +412,19 @@ def test_a_policy_is_asked_about_all_who_may_be_invited(tiny_plan: Callable[...,
         cohort = tuple(sorted(federation.hospitals))[:5]
         with pytest.raises(ProtocolError, match="threshold 5 of 7 does not withstand max_corrupt=3"):
             hospital.answer(Stage.ADVERTISE, Announcement(1, 0, 0, cohort, federation.model).encode())
+
+
+def test_a_loss_is_summed_beside_the_update_and_kept_for_a_retry(
+    tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = five(tiny_plan).model_copy(update={"evaluation": EvaluationPlan(local_loss=True, probe=False)})
+    with Federation(plan, tmp_path / "run").opened() as federation:
+        first = federation.play()
+        levels = sum(int(federation.stored(name)[-1]) for name in federation.hospitals)
+        spec = federation.spec.vectors[1]
+        assert first.loss == pytest.approx(levels * spec.step, rel=1e-5)
+        assert federation.charged() == [3] * 5  # two steps that train, and one for the loss
+        again = federation.play()
+        assert again.loss == first.loss
+        np.testing.assert_array_equal(again.total, first.total)
+        assert federation.charged() == [3] * 5

@@ -59,7 +59,8 @@ def test_the_coordinators_record_holds_nothing_local(finished_run: RunResult) ->
     for line in (finished_run.out / "rounds.jsonl").read_text().splitlines():
         record = json.loads(line)
         local = {key for key in record if any(word in key for word in LOCAL_WORDS)}
-        assert local == {"public_loss", "update_norm"}
+        assert local == {"public_loss", "update_norm", "local_loss"}
+        assert record["local_loss"] is None  # the plan does not ask for it
 
 
 def test_the_result_has_the_keys_that_programs_read(finished_run: RunResult) -> None:

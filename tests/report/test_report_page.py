@@ -91,7 +91,7 @@ def test_the_content_policy_allows_this_style_sheet_and_no_other(run: Path) -> N
 
 def test_every_picture_and_chart_has_words(run: Path) -> None:
     html = write_report(run).read_text()
-    assert html.count('role="img"') == html.count("</desc>") == 4
+    assert html.count('role="img"') == html.count("</desc>") == 5
     assert len(re.findall(r"<img ", html)) == len(re.findall(r'<img [^>]*alt="[^"]+"', html))
 
 
