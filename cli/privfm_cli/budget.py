@@ -165,20 +165,30 @@ def recover(
             min=1, max=2**63, show_default="what the run's other ledgers saw", help="Highest counter that a peer saw."
         ),
     ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN2", help="Another run in the same ledger that began after the backup; repeat it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """After HOSPITAL's ledger and folder in RUN were restored from a backup: charge what was lost, and go on.
 
-    Whatever its peers saw of it since counts as released. Until then they refuse it.
+    Whatever its peers saw of it since counts as released. Until then they refuse it. Of a ledger with several runs RUN
+    is the one to go on with; each that may have gone on is charged for all that was lost, because nobody knows whose
+    it was. A run that began after the backup is not in it: name it, with --also, before anything is charged.
     """
     from privfm.federation.directory import RunDirectory
     from privfm.federation.recovering import recover_hospital
 
-    done = recover_hospital(RunDirectory.existing(run), hospital, seen)
+    others = [RunDirectory.existing(each) for each in also or ()]
+    done = recover_hospital(RunDirectory.existing(run), hospital, seen, others)
     if as_json:
         show_json(asdict(done))
     elif done.rounds_charged:
-        show(f"{done.hospital}: {done.rounds_charged} rounds charged, up to counter {done.seen} that its peers saw")
+        for name, rounds in done.runs.items():
+            show(
+                f"{done.hospital}: {rounds} rounds charged to run {name}, up to counter {done.seen} that its peers saw"
+            )
         show(f"Go on with: privfm train --resume --out {run}")
     else:
         show(f"{done.hospital}: nothing was lost; nothing charged")

@@ -53,7 +53,7 @@ class HospitalSpending:
         path: the ledger.
         unit: whose presence is hidden.
         delta, epsilon: what all runs cost together.
-        epsilon_allowed: by the run's plan, or the ledger's lifetime cap; None when neither is known.
+        epsilon_allowed: by the ledger's lifetime cap or, of one run alone, by its plan; None when neither is known.
         steps: noisy steps charged.
         runs: one by one.
     """
@@ -150,10 +150,17 @@ def ledger_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     folder = path / "ledgers" if (path / "ledgers").is_dir() else path
-    files = sorted(folder.glob("*.sqlite"))
+    hospitals = _hospitals_of(path)
+    files = [file for file in sorted(folder.glob("*.sqlite")) if hospitals is None or file.stem in hospitals]
     if not files:
         raise InputError(f"{path}: no ledger here; give a run's folder or a ledger's .sqlite file")
     return files
+
+
+def _hospitals_of(path: Path) -> set[str] | None:
+    """Return the hospitals of the run whose folder `path` is, when its ledgers lie beside other hospitals'."""
+    plan = plan_of(path) if (path / "ledgers").is_symlink() else None
+    return {each.id for each in plan.hospitals} if plan else None
 
 
 def plan_of(path: Path) -> Plan | None:
@@ -194,7 +201,7 @@ def _runs(ledger: Ledger, delta: float) -> Iterator[RunSpending]:
 def _allowed(ledger: Ledger, plan: Plan | None) -> float | None:
     if ledger.cap is not None:
         return ledger.cap.epsilon
-    hospitals = plan.hospitals if plan else ()
+    hospitals = plan.hospitals if plan and len(ledger.runs()) == 1 else ()
     return next((plan.epsilon(each) for each in hospitals if plan and each.id == ledger.hospital), None)
 
 

@@ -28,6 +28,15 @@ def train(
         Path | None, typer.Option("--out", metavar="DIR", help="Where the run goes.", show_default="runs/DATA-TIME")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    ledgers: Annotated[
+        Path | None,
+        typer.Option(
+            "--ledgers",
+            metavar="FOLDER",
+            help="Lasting ledgers, one a hospital, for this run and others.",
+            show_default="the run's own",
+        ),
+    ] = None,
     print_plan: Annotated[bool, typer.Option("--print-plan", help="Write the plan as TOML; do nothing else.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the result as one JSON object.")] = False,
     *,
@@ -37,14 +46,19 @@ def train(
 
     Flags override PLAN.toml, which overrides the defaults. With neither it trains on real photographs that come with
     the installation, spread over five simulated hospitals.
+
+    With --ledgers each hospital goes on from what earlier runs spent: its lifetime cap binds, and its statement counts
+    all of them. Only the newest run in a ledger can be resumed.
     """
+    if resume and ledgers is not None:
+        raise InputError(f"--ledgers {ledgers}: the run knows where its ledgers are; leave it out with --resume")
     directory = _directory(out, resume=resume)
     plan = _stored_plan(directory, plan_file, flags) if resume else plan_from(plan_file, flags)
     if print_plan:
         show(plan.to_toml().rstrip())
         return
     directory = directory or _default_directory(plan)
-    _train(plan, directory, resume=resume, as_json=as_json)
+    _train(plan, directory, ledgers, resume=resume, as_json=as_json)
 
 
 def _directory(out: Path | None, *, resume: bool) -> Path | None:
@@ -74,14 +88,14 @@ def _default_directory(plan: Plan) -> Path:
     return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _train(plan: Plan, directory: Path, *, resume: bool, as_json: bool) -> None:
+def _train(plan: Plan, directory: Path, ledgers: Path | None, *, resume: bool, as_json: bool) -> None:
     from privfm.federation.training import train as run
     from privfm.report import write_report
     from privfm_cli.progress import watching
 
     try:
         with watching(plan.privacy.epsilon) as observer:
-            result = run(plan, directory, resume=resume, observer=observer)
+            result = run(plan, directory, resume=resume, ledgers=ledgers, observer=observer)
             observer.stage("writing the report")
             write_report(directory)
     except KeyboardInterrupt:

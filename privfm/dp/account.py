@@ -113,6 +113,10 @@ class Account:
         """The highest counter that a peer showed; 0 for a stranger."""
         return self._spending.peers.get(peer, (0, b""))[0]
 
+    def lost_rounds(self, counter: int) -> int:
+        """How many rounds may have been released that are not on record, when a peer saw `counter` of this ledger."""
+        return max(0, counter - self._spending.charged_at + 1) // 2
+
     def _record(self, run: str) -> RunRecord:
         if run not in self._spending.runs:
             raise LedgerError(f"{self.hospital}: run {run!r} is not on record; open it first")

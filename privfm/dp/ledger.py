@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Literal
 
 from privfm import __version__
+from privfm.dp.capped import Capped
 from privfm.dp.chain import ChainFile
 from privfm.dp.events import ADJACENCY, SampledGaussian, compose
 from privfm.dp.filter import RdpFilter
@@ -33,7 +34,7 @@ from privfm.errors import BudgetExceeded, LedgerError
 __all__ = ["Charge", "Clock", "Declaration", "Ledger", "RunRecord"]
 
 
-class Ledger(Standing):
+class Ledger(Standing, Capped):
     """One hospital's ledger, open. Use `create` or `open`; it is a context manager.
 
     Guarantees:
@@ -126,6 +127,7 @@ class Ledger(Standing):
         rounds: int,
         retry_rounds: int,
         private: bool = True,
+        lost: bool = False,
     ) -> None:
         """Fix what every round of `run` releases and how many rounds there may be. Repeating it changes nothing.
 
@@ -134,6 +136,8 @@ class Ledger(Standing):
             per_round: everything that one round releases, such as one event of `local_steps` steps.
             retry_rounds: rounds that may be computed, and are charged, once more.
             private: False when coins are injected; the ledger then says for ever that the run was not private.
+            lost: the run was on record before a backup was restored; it is put back without asking the cap, which is
+                asked again before each charge.
 
         Raises:
             LedgerError: the run is on record with another declaration.
@@ -147,7 +151,8 @@ class Ledger(Standing):
         with self._mutex:
             known = self._spending.runs.get(run)
             if known is None:
-                self._check_cap(declaration, declaration.most_rounds)
+                if not lost:
+                    self.check_cap(declaration, declaration.most_rounds)
                 self._write("run", declaration.to_json())
             elif known.declaration != declaration:
                 raise LedgerError(
@@ -174,7 +179,7 @@ class Ledger(Standing):
                     f"{self.path}: run {run!r} has used its {declaration.rounds} rounds and {declaration.retry_rounds} "
                     "retries; plan a new run with a larger retry_rounds"
                 )
-            self._check_cap(declaration, 1)
+            self.check_cap(declaration, 1)
             context_hex = of_32_bytes("context", context).hex()
             self._write("charge", {"run": run, "round": round, "attempt": attempt, "context": context_hex})
             return self._spending.fates_of_round(run, round)[-1].charge
@@ -190,20 +195,6 @@ class Ledger(Standing):
         if attempt < self.next_attempt(run, round_number):
             raise LedgerError(
                 f"{where} attempt {attempt} was charged already; use {self.next_attempt(run, round_number)}"
-            )
-
-    def _check_cap(self, declaration: Declaration, rounds: int) -> None:
-        cap = self._spending.cap
-        if cap is None:
-            return
-        if not declaration.private:
-            raise BudgetExceeded(f"{self.path}: injected coins give no privacy, so nothing fits under the lifetime cap")
-        proposed = (event.repeated(rounds) for event in declaration.per_round)
-        if not cap.admits([*self._spending.events(), *proposed]):
-            fitting = cap.rounds_that_fit(declaration.per_round, self._spending.events())
-            raise BudgetExceeded(
-                f"{self.path}: the lifetime cap (epsilon {cap.epsilon:g} at delta {cap.delta:g}) has room for "
-                f"{fitting} more rounds of this kind, not {rounds}; plan fewer rounds or more noise"
             )
 
     def store_update(self, charge: Charge, vector: bytes) -> None:
@@ -263,22 +254,6 @@ class Ledger(Standing):
                 "transcript": None if transcript is None else of_32_bytes("transcript", transcript).hex(),
             }
             self._write("closed", body, drop=fate.vector_entry)
-
-    def set_cap(self, cap: RdpFilter) -> None:
-        """Set the first lifetime cap, or tighten the one in force.
-
-        A cap that is set after releases is proved only if it was not chosen by looking at them.
-
-        Raises:
-            ValueError: another order or delta than the cap in force, or a larger epsilon.
-        """
-        with self._mutex:
-            old = self._spending.cap
-            if old is not None and (cap.order, cap.delta) != (old.order, old.delta):
-                raise ValueError(f"cap={cap}: a cap keeps its order and delta ({old.order:g}, {old.delta:g}) for life")
-            if old is not None and cap.epsilon > old.epsilon:
-                raise ValueError(f"epsilon={cap.epsilon:g}: a cap can only be lowered; it is {old.epsilon:g}")
-            self._write("cap", {"cap": cap.to_json()})
 
     def verify(self) -> None:
         """Read the file again and check every link, every meaning and every stored vector.

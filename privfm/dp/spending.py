@@ -97,6 +97,11 @@ class RunRecord:
         return self.released + self.aborted + self.unknown + self.recovered
 
     @property
+    def over(self) -> bool:
+        """Whether each of its rounds was released, so that it charges nothing more."""
+        return self.released >= self.declaration.rounds
+
+    @property
     def events(self) -> tuple[SampledGaussian, ...]:
         """What the run has spent."""
         return compose(event.repeated(self.charged) for event in self.declaration.per_round)
@@ -239,9 +244,11 @@ class Spending:
         self.refused |= set(entry.body["peers"])
 
     def _recovered(self, entry: Entry) -> None:
-        if entry.body["rounds"] < 0:
+        lost = {**entry.body.get("others", {}), entry.body["run"]: entry.body["rounds"]}
+        if min(lost.values()) < 0:
             raise LedgerError(f"ledger entry {entry.sequence}: a recovery that refunds")
-        self.runs[entry.body["run"]].recovered += entry.body["rounds"]
+        for run, rounds in lost.items():
+            self.runs[run].recovered += rounds
         self._counter(entry)
         self.charged_at = self.counter
 

@@ -54,29 +54,34 @@ class Standing(Journal):
             if news:
                 self._write("refused", {"peers": news})
 
-    def recover(self, run: str, counter: int) -> int:
-        """Make up for a ledger that was restored from a backup: charge `run` for what was lost, open the next epoch.
+    def recover(self, run: str, counter: int) -> dict[str, int]:
+        """Make up for a ledger that was restored from a backup: charge what was lost, open the next epoch.
 
         Whatever was released took two counters (to advertise, and to mask) beyond the one of the last charge that this
         ledger knows, so half of that gap bounds what was lost, also when the ledger went on counting since. So do the
-        rounds that the run declared, beyond which the lost ledger charged nothing either. The charge is written even
-        where it exceeds what is left of the run or the cap, because it happened.
+        rounds that a run declared, beyond which the lost ledger charged nothing either. Nobody knows whose rounds they
+        were, so `run` and every other run on record that is not over are charged as if all of them were its own. The
+        charge is written even where it exceeds what is left of a run or the cap, because it happened.
 
         Args:
-            run: the run that was going on; declare it first with `open_run` if its declaration was lost too.
+            run: the run that was going on; declare it first with `open_run` if its declaration was lost too, and
+                likewise every other run that began after the backup.
             counter: the highest counter that any peer has seen of this hospital, at most 2^63.
 
         Returns:
-            The number of rounds charged; 0 if nothing can have been lost, and then nothing is written.
+            Rounds charged to each run; nothing if nothing can have been lost, and then nothing is written.
         """
         if counter > COUNTER_LIMIT:
             raise ValueError(f"counter={counter}: need at most 2^63")
         with self._mutex:
-            most = self._record(run).declaration.most_rounds
-            missing = counter - self._spending.charged_at
-            if missing <= 0:
-                return 0
-            lost = min((missing + 1) // 2, most)
+            self._record(run)
+            lost = self.lost_rounds(counter)
+            if not lost:
+                return {}
+            open_runs = (each for each in self.runs() if each.declaration.run == run or not each.over)
+            charged = {each.declaration.run: min(lost, each.declaration.most_rounds) for each in open_runs}
+            others = {name: rounds for name, rounds in charged.items() if name != run}
             newest = max(counter, self._spending.counter)
-            self._write("recovered", {"run": run, "rounds": lost, "counter": next_epoch(newest)})
-            return lost
+            body = {"run": run, "rounds": charged[run], "others": others, "counter": next_epoch(newest)}
+            self._write("recovered", body)
+            return charged

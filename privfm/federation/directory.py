@@ -79,7 +79,13 @@ class RunDirectory:
             raise RunError(f"{self.root / 'run.json'}: is not what was written; the run's folder is damaged") from None
 
     def ledger(self, hospital: str) -> Path:
-        return self.root / "ledgers" / f"{hospital}.sqlite"
+        folder = self.root / "ledgers"
+        return (folder.readlink() if self.shares_ledgers else folder) / f"{hospital}.sqlite"
+
+    @property
+    def shares_ledgers(self) -> bool:
+        """Whether the hospitals' ledgers live elsewhere, for other runs to go on with; then `ledgers` points there."""
+        return (self.root / "ledgers").is_symlink()
 
     def own(self, hospital: str) -> Path:
         """Return the folder of what a hospital keeps to itself."""
@@ -150,18 +156,25 @@ class RunDirectory:
 
 
 @contextmanager
-def new_run(root: Path) -> Iterator[RunDirectory]:
+def new_run(root: Path, ledgers: Path | None = None) -> Iterator[RunDirectory]:
     """Lay out a run's folder beside its place and move it there when the block ends, so that it is whole or not there.
 
+    Args:
+        ledgers: a folder of hospitals' ledgers that other runs use too, made where it is missing; by default the run
+            has its own.
+
     Raises:
-        InputError: something is at `root` already.
+        InputError: something is at `root` already, or `ledgers` is no folder.
     """
     check_free(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
         draft.chmod(0o755)
-        (draft / "ledgers").mkdir()
+        if ledgers is None:
+            (draft / "ledgers").mkdir()
+        else:
+            (draft / "ledgers").symlink_to(_folder_of_ledgers(ledgers), target_is_directory=True)
         (draft / "hospitals").mkdir()
         yield RunDirectory(draft)
         for folder in (draft / "ledgers", draft / "hospitals", *(draft / "hospitals").iterdir(), draft):
@@ -171,6 +184,13 @@ def new_run(root: Path) -> Iterator[RunDirectory]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _folder_of_ledgers(folder: Path) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--ledgers {folder}: not a folder; give the one that the hospitals' ledgers are in")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
 
 
 def check_free(root: Path) -> None:

@@ -17,13 +17,13 @@ from privfm.federation.cohort import Cohort
 from privfm.federation.device import pick_device, units_at_a_time
 from privfm.federation.directory import RunDirectory
 from privfm.federation.hospital import Hospital, Membership
+from privfm.federation.ledgers import check_goes_on, declaration_for, founding_ledgers, put_on_record
 from privfm.federation.network import Learner
 from privfm.federation.notebook import Memory, Notebook
-from privfm.federation.planning import mechanism_of
 from privfm.federation.unit_batches import UnitSource
 from privfm.files import write_atomic
 from privfm.ids import HospitalId
-from privfm.plan import HospitalPlan, Plan
+from privfm.plan import Plan
 from privfm.secagg import ClientPolicy, Identity, Roster, smallest_threshold
 
 __all__ = ["CoinsOf", "found_federation", "open_hospitals", "system_coins"]
@@ -38,29 +38,27 @@ def system_coins(hospital: str) -> Coins:
 
 
 def found_federation(directory: RunDirectory, plan: Plan, run: bytes, *, private: bool) -> None:
-    """Draw every hospital's keys, write the roster, and open a ledger for each."""
+    """Draw every hospital's keys, write the roster, and open or make a ledger for each.
+
+    In a ledger that other runs use the run is put on record later, when its folder is in place: a run that is on record
+    has a folder.
+
+    Raises:
+        BudgetExceeded: a lifetime cap has no room for the run; nothing was put on record.
+        LedgerError: a ledger is damaged, in use or of another unit, or it is gone or older than others saw it.
+    """
     keys = {}
-    for hospital in plan.hospitals:
-        identity = Identity.generate(hospital.id, os.urandom(32))
-        own = directory.own(hospital.id)
-        own.mkdir(mode=0o700)
-        write_atomic(own / "identity.pem", identity.to_pem(None, os.urandom(16)), mode=0o600)
-        Notebook(own).remember(Memory())
-        keys[hospital.id] = identity.public
-        with Ledger.create(directory.ledger(hospital.id), hospital.id, unit=plan.privacy.unit) as ledger:
-            _open_run(ledger, plan, hospital, run, private=private)
+    with founding_ledgers(directory, plan, run.hex(), private=private) as ledgers:
+        for hospital in plan.hospitals:
+            identity = Identity.generate(hospital.id, os.urandom(32))
+            own, ledger = directory.own(hospital.id), ledgers[hospital.id]
+            own.mkdir(mode=0o700)
+            write_atomic(own / "identity.pem", identity.to_pem(None, os.urandom(16)), mode=0o600)
+            Notebook(own).remember(Memory(counter=ledger.counter))
+            keys[hospital.id] = identity.public
+            if not directory.shares_ledgers:
+                put_on_record(ledger, declaration_for(plan, hospital, run.hex(), private=private))
     write_atomic(directory.root / "roster.json", Roster.first(f"privfm {run.hex()}", keys).to_json())
-
-
-def _open_run(ledger: Ledger, plan: Plan, hospital: HospitalPlan, run: bytes, *, private: bool) -> None:
-    ledger.open_run(
-        run.hex(),
-        plan.hash(),
-        [mechanism_of(plan, hospital).event(plan.steps_per_round)],
-        rounds=plan.federation.rounds,
-        retry_rounds=plan.federation.retry_rounds,
-        private=private,
-    )
 
 
 @contextmanager
@@ -70,7 +68,7 @@ def open_hospitals(
     """Open every hospital of a run from its own files, and close their ledgers when the block ends.
 
     Raises:
-        LedgerError: a ledger is missing, damaged, in use or of another plan.
+        LedgerError: a ledger is missing, damaged, in use, of another plan, or another run has used it since.
     """
     roster = Roster.from_json(_read(directory.root / "roster.json"))
     device = pick_device(plan.performance.device)
@@ -81,7 +79,8 @@ def open_hospitals(
             name, own = HospitalId(hospital.id), directory.own(hospital.id)
             ledger = stack.enter_context(Ledger.open(directory.ledger(name), name))
             coins = coins_of(name)
-            _open_run(ledger, plan, hospital, run, private=coins.private)
+            put_on_record(ledger, declaration_for(plan, hospital, run.hex(), private=coins.private))
+            check_goes_on(ledger, Notebook(own).memory())
             identity = Identity.from_pem(_read(own / "identity.pem"), None)
             policy = ClientPolicy(plan.secagg.max_corrupt, smallest_threshold(len(plan.hospitals)))
             hospitals[name] = Hospital(

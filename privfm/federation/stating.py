@@ -104,7 +104,7 @@ def make_statement(
             "Public keys, encrypted shares, signatures, and each ledger's length and newest hash.",
         ),
         data_touches=_touches(plan, probed=probed),
-        tuning_runs=("Not known to privfm: whoever chose this plan by looking at runs on these images spent more.",),
+        tuning_runs=_tuning_runs(plan, ledgers, run),
         public_data=(*public_data, *PUBLIC),
         randomness="operating system entropy through AES-256-CTR"
         if private
@@ -138,6 +138,28 @@ def _loss_release(plan: Plan) -> tuple[str, ...]:
         f"Each round's mean loss of each hospital, over a draw of its own, clamped to {plan.evaluation.loss_bound:g} a "
         f"{plan.privacy.unit}, noised and masked; charged as one more step a round.",
     )
+
+
+def _tuning_runs(plan: Plan, ledgers: Mapping[str, Ledger], run: str) -> tuple[str, ...]:
+    """Return the other runs on the ledgers, any of which may have been looked at to choose this plan."""
+    rounds: dict[str, dict[str, int]] = {}
+    for hospital in plan.hospitals:
+        for record in ledgers[hospital.id].runs():
+            if record.charged and record.declaration.run != run:
+                rounds.setdefault(record.declaration.run, {})[hospital.id] = record.charged
+    if not rounds:
+        return ("Not known to privfm: whoever chose this plan by looking at runs on these images spent more.",)
+    return (
+        *(f"Run {name}, {_rounds_by_hospital(charged)}; counted in epsilon spent." for name, charged in rounds.items()),
+        "Runs on these images with other ledgers are not known to privfm, and not counted.",
+    )
+
+
+def _rounds_by_hospital(charged: Mapping[str, int]) -> str:
+    most = max(charged.values())
+    if len(set(charged.values())) == 1:
+        return f"{most} {'round' if most == 1 else 'rounds'} at each of {len(charged)} hospitals"
+    return f"{min(charged.values())} to {most} rounds at {len(charged)} hospitals"
 
 
 def _contribution(plan: Plan) -> str:

@@ -47,6 +47,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    ledgers: Path | None = None,
     observer: Observer | None = None,
     coins_of: CoinsOf = system_coins,
 ) -> RunResult:
@@ -56,12 +57,15 @@ def train(
         plan: what to train; on resuming, the stored plan.
         out: the run's folder; made here, unless the run is resumed.
         resume: go on from the last finished round.
+        ledgers: a folder of hospitals' ledgers, in which a new run goes on from what earlier ones spent; by default
+            the run has ledgers of its own. On resuming, the run's folder knows.
         observer: hears of the progress.
         coins_of: each hospital's secret randomness; anything but the default makes the run "not private".
 
     Raises:
         InputError: the plan, the images or `out` will not do; nothing was written.
-        BudgetExceeded: a ledger refuses a charge; the round's gradients were not computed.
+        BudgetExceeded: a ledger refuses a charge, and the round's gradients were not computed; or its lifetime cap has
+            no room for the whole run, and nothing was.
         ProtocolError: a round could not be finished within the plan's retries.
         LedgerError, RunError: the run's folder is damaged.
     """
@@ -77,7 +81,7 @@ def train(
         directory = RunDirectory.existing(out)
         _check_same_plan(directory, plan)
     else:
-        directory = _found(plan, cohort, out, observer, private=coins_of("").private)
+        directory = _found(plan, cohort, out, ledgers, observer, private=coins_of("").private)
     return _Run(directory, plan if resume else directory.plan, cohort, observer, coins_of).finish(began)
 
 
@@ -86,7 +90,9 @@ def _check_same_plan(directory: RunDirectory, plan: Plan) -> None:
         raise PlanError(f"--resume: the plan is not the one that {directory.root} was begun with; leave plan flags out")
 
 
-def _found(plan: Plan, cohort: Cohort, out: Path, observer: Observer, *, private: bool) -> RunDirectory:
+def _found(
+    plan: Plan, cohort: Cohort, out: Path, ledgers: Path | None, observer: Observer, *, private: bool
+) -> RunDirectory:
     """Lay out a new run: everything that can be wrong with a plan is found before anything is kept."""
     complete_plan(plan, cohort.nominal_units, clip_norm=1.0)  # what is wrong with a plan shows before the long work
     start = initialise(plan, observer)
@@ -98,7 +104,7 @@ def _found(plan: Plan, cohort: Cohort, out: Path, observer: Observer, *, private
             f"every hospital is taken to have {DEFAULT_NOMINAL_UNITS} patients; declare better with --nominal-units"
         )
     run = os.urandom(16)
-    with new_run(out) as draft:
+    with new_run(out, ledgers) as draft:
         write_atomic(draft.root / "plan.toml", whole.to_toml().encode())
         found_federation(draft, whole, run, private=private)
         save_network(start.learner.network, draft.root / "start.safetensors")

@@ -552,9 +552,9 @@ def test_a_restored_backup_charges_what_was_lost(ledger: Ledger, path: Path, tmp
     shutil.copy(backup, path)
     with Ledger.open(path) as restored:
         assert restored.spent("run") == released - 2 * STEP.steps
-        assert restored.recover("run", seen_by_peers) == 2
+        assert restored.recover("run", seen_by_peers) == {"run": 2}
         assert restored.spent("run") == released
-        assert restored.recover("run", seen_by_peers) == 0
+        assert restored.recover("run", seen_by_peers) == {}
         assert restored.next_counter() == EPOCH + 1
         assert restored.runs()[0].recovered == 2
 
@@ -563,13 +563,38 @@ def test_a_recovery_is_written_even_beyond_every_limit(path: Path) -> None:
     with Ledger.create(path, "north", cap=RdpFilter.for_cap(1.0, 1e-5)) as ledger:
         ledger.open_run("run", PLAN, [SampledGaussian(0.1, 5.0, 1)], rounds=100, retry_rounds=0)
         ledger.charge("run", 0, 0, CONTEXT)
-        assert ledger.recover("run", 10**6) == 100  # no more than the run could ever charge, whatever a peer says
+        assert ledger.recover("run", 10**6) == {"run": 100}  # all the run could ever charge
         assert ledger.spent("run") == 101
         assert ledger.remaining("run") == 0
         with pytest.raises(ValueError, match="at most 2"):
             ledger.recover("run", 2**63 + 1)
         with pytest.raises(BudgetExceeded):
             ledger.charge("run", 1, 0, CONTEXT)
+
+
+def test_a_recovery_charges_every_run_that_may_have_gone_on(path: Path) -> None:
+    other, over = SampledGaussian(0.3, 1.0, 7), SampledGaussian(0.4, 1.5, 3)
+    with Ledger.create(path, "north") as ledger:
+        ledger.open_run("over", PLAN, [over], rounds=1, retry_rounds=5)
+        ledger.close(ledger.charge("over", 1, 0, CONTEXT), "released")
+        ledger.open_run("short", PLAN, [other], rounds=1, retry_rounds=1)
+        ledger.open_run("run", PLAN, [STEP], rounds=10, retry_rounds=0)
+        assert ledger.recover("run", 6) == {"short": 2, "run": 3}  # the short one cannot have lost more
+    with Ledger.open(path, read_only=True) as again:
+        assert again.events("short") == (other.repeated(2),)
+        assert again.events("run") == (STEP.repeated(3),)
+        assert again.events("over") == (over,)
+        assert again.counter == EPOCH
+
+
+def test_a_lost_run_is_put_back_whatever_the_cap_says(path: Path) -> None:
+    with Ledger.create(path, "north", cap=RdpFilter.for_cap(1.0, 1e-5)) as ledger:
+        with pytest.raises(BudgetExceeded):
+            ledger.open_run("run", PLAN, [STEP.repeated(1000)], rounds=100, retry_rounds=0)
+        ledger.open_run("run", PLAN, [STEP.repeated(1000)], rounds=100, retry_rounds=0, lost=True)
+        with pytest.raises(BudgetExceeded):
+            ledger.charge("run", 1, 0, CONTEXT)
+        assert ledger.recover("run", 2) == {"run": 1}
 
 
 # Any order of operations
