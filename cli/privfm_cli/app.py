@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from privfm import __version__
-from privfm_cli import budget, data, keys, plan, report, roster, train
+from privfm_cli import budget, data, keys, plan, report, roster, train, tune
 
 __all__ = ["app"]
 
@@ -44,6 +44,7 @@ def _privfm(
 
 
 app.command("train", epilog=train.EPILOG)(train.train)
+app.command("tune")(tune.tune)
 app.add_typer(plan.commands, name="plan")
 app.add_typer(data.commands, name="data")
 app.command("report")(report.report)

@@ -172,6 +172,7 @@ def _imported(*arguments: str) -> set[str]:
     [
         ["--help"],
         ["train", "--help"],
+        ["tune", "--help"],
         ["budget", "--help"],
         ["keys", "new", "--help"],
         ["roster", "make", "--help"],
