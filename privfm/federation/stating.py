@@ -9,6 +9,7 @@ from privfm.dp.accounting import accountant_version
 from privfm.dp.ledger import Ledger
 from privfm.dp.statement import (
     ComposedGuarantee,
+    FinalModelGuarantee,
     HospitalStatement,
     PrivacyStatement,
     hospital_statement,
@@ -16,10 +17,11 @@ from privfm.dp.statement import (
 )
 from privfm.federation.directory import RunDirectory
 from privfm.federation.planning import mechanism_of
+from privfm.federation.summed import sum_guarantee
 from privfm.federation.verifying import begun_plan, declaration_of
 from privfm.plan import HospitalPlan, Plan
 
-__all__ = ["make_statement", "state_run"]
+__all__ = ["make_statement", "state_run", "sums_of"]
 
 PUBLIC = (
     "The default clip norm is measured on procedural images, which show nobody.",
@@ -62,6 +64,7 @@ def state_run(directory: RunDirectory, hospital: str | None = None) -> PrivacySt
             private=facts.private,
             public_data=facts.public_data,
             probed=_probed(directory, plan),
+            for_sums=sums_of(directory, plan, ledgers, facts.run),
         )
     rows = tuple(row for row in whole.hospitals if hospital in (None, row.id))
     return whole.model_copy(update={"hospitals": rows})
@@ -74,10 +77,27 @@ def _probed(directory: RunDirectory, plan: Plan) -> bool:
     return bool(plan.evaluation.probe) and (directory.root / "privacy.json").exists()
 
 
+def sums_of(directory: RunDirectory, plan: Plan, ledgers: Mapping[str, Ledger], run: str) -> FinalModelGuarantee | None:
+    """Return the guarantee for readers of a run's sums, by its records and ledgers; None where it is not proved."""
+    charged = {name: _rounds_charged(ledger, run) for name, ledger in ledgers.items()}
+    return sum_guarantee(plan, directory.records(), charged, directory.load_checkpoint().model.numel())
+
+
+def _rounds_charged(ledger: Ledger, run: str) -> int:
+    return sum(record.charged for record in ledger.runs() if record.declaration.run == run)
+
+
 def make_statement(
-    plan: Plan, ledgers: Mapping[str, Ledger], *, run: str, private: bool, public_data: Sequence[str], probed: bool
+    plan: Plan,
+    ledgers: Mapping[str, Ledger],
+    *,
+    run: str,
+    private: bool,
+    public_data: Sequence[str],
+    probed: bool,
+    for_sums: FinalModelGuarantee | None,
 ) -> PrivacyStatement:
-    """Return the statement of a finished run.
+    """Return the statement of a run.
 
     Args:
         plan: complete.
@@ -86,6 +106,7 @@ def make_statement(
         private: False when coins were injected.
         public_data: what the start was trained on.
         probed: whether held-out patients' images were probed, outside the guarantee.
+        for_sums: what holds for users of the final model, see `sum_guarantee`; said only of a private run.
     """
     rows = tuple(_row(plan, hospital, ledgers[hospital.id], run, private) for hospital in plan.hospitals)
     return PrivacyStatement(
@@ -95,6 +116,7 @@ def make_statement(
         contribution_cap=_contribution(plan),
         hospitals=rows,
         composed=_composed(plan, ledgers),
+        final_model=for_sums if private else None,
         trust_model=TRUST,
         releases=(
             "Each round's update of each hospital, noised, quantised and masked; the coordinator learns the sum.",

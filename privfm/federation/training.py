@@ -32,7 +32,7 @@ from privfm.federation.probing import compare_by_probe
 from privfm.federation.public import public_images, public_loss
 from privfm.federation.records import HospitalResult, ProbeComparison, PublicLoss, RunResult
 from privfm.federation.simulation import CoinsOf, found_federation, open_hospitals, system_coins
-from privfm.federation.stating import make_statement
+from privfm.federation.stating import make_statement, sums_of
 from privfm.files import write_atomic
 from privfm.ids import HospitalId
 from privfm.models import save_backbone
@@ -215,13 +215,15 @@ class _Run:
 
     def _state(self, facts: RunFacts, hospitals: Mapping[HospitalId, Hospital]) -> None:
         self.observer.stage("stating what was spent")
+        ledgers = {str(name): hospital.ledger for name, hospital in hospitals.items()}
         statement = make_statement(
             self.plan,
-            {name: hospital.ledger for name, hospital in hospitals.items()},
+            ledgers,
             run=facts.run,
             private=facts.private,
             public_data=facts.public_data,
             probed=self.cohort.probe_test is not None,
+            for_sums=sums_of(self.directory, self.plan, ledgers, facts.run),
         )
         write_atomic(self.directory.root / "privacy.json", statement.to_json().encode())
 
