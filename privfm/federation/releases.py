@@ -16,7 +16,7 @@ from privfm.federation.local_training import train_locally
 from privfm.federation.network import Learner, write_trained
 from privfm.federation.notebook import Notebook
 from privfm.federation.optimizers import NoisedGradient
-from privfm.federation.unit_batches import UnitSource
+from privfm.federation.unit_batches import Units
 from privfm.plan import Plan
 
 __all__ = ["Releases"]
@@ -37,7 +37,7 @@ class Releases:
 
     plan: Plan
     mechanism: StepMechanism
-    units: UnitSource
+    units: Units
     learner: Learner
     coins: Coins
     notebook: Notebook
@@ -75,7 +75,7 @@ class Releases:
             start,
             self.plan.optimizer,
             self.plan.federation.local_steps,
-            lambda step: self._gradient((number, attempt, step)),
+            lambda step: self.gradient((number, attempt, step)),
         )
         if self.mechanism.adaptive is not None:
             self.notebook.keep_clip_norm(self.mechanism.clip_norm)
@@ -93,7 +93,7 @@ class Releases:
         noised = self.mechanism.release_mean(losses, bound, self.coins.stream("loss noise", *attempt))
         return torch.tensor([noised], dtype=torch.float32)
 
-    def _gradient(self, step: tuple[int, int, int]) -> NoisedGradient:
+    def gradient(self, step: tuple[int, int, int]) -> NoisedGradient:
         """Return what the mechanism releases of one step: Poisson draw, clipped sum over the drawn units, noise.
 
         An adaptive clip norm then moves on, for the next step.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from privfm.data import ImageSet
 from privfm.data.views import make_unit_views, standardise
 
-__all__ = ["UnitBatch", "UnitSource"]
+__all__ = ["UnitBatch", "UnitSource", "Units"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,24 @@ class UnitBatch:
 
     def __len__(self) -> int:
         return len(self.rngs)
+
+
+@runtime_checkable
+class Units(Protocol):
+    """Privacy units by number."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, units: Int64[np.ndarray, " drawn"], generator_of: Callable[[str], np.random.Generator]
+    ) -> Iterator[UnitBatch]:
+        """Yield the drawn units in micro-batches of whole units.
+
+        Args:
+            units: indices of the drawn units.
+            generator_of: a fresh generator for a unit, by the unit's name.
+        """
+        ...
 
 
 class UnitSource:
@@ -56,12 +75,7 @@ class UnitSource:
     def batches(
         self, units: Int64[np.ndarray, " drawn"], generator_of: Callable[[str], np.random.Generator]
     ) -> Iterator[UnitBatch]:
-        """Yield the drawn units in micro-batches of whole units.
-
-        Args:
-            units: indices of the drawn units.
-            generator_of: a fresh generator for a unit, by the unit's name.
-        """
+        """See `Units`."""
         for start in range(0, len(units), self._micro_batch):
             chosen = units[start : start + self._micro_batch].tolist()
             rngs = [generator_of(self._images.patients[unit]) for unit in chosen]

@@ -1,0 +1,1 @@
+"""Audits: attacks on a run, and checks of the code that made it, with verdicts that can fail."""

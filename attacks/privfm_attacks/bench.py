@@ -1,0 +1,124 @@
+"""A hospital on a test bench: its real mechanism on made-up units whose gradients are known."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from privfm.dp.coins import Coins, InjectedCoins
+from privfm.federation.network import Learner
+from privfm.federation.notebook import Notebook
+from privfm.federation.planning import mechanism_of
+from privfm.federation.releases import Releases
+from privfm.federation.unit_batches import UnitBatch
+from privfm.plan import HospitalPlan, Plan
+
+__all__ = ["INPUTS", "OUTPUTS", "Bench", "Dial", "KnownUnits"]
+
+INPUTS, OUTPUTS = 64, 192
+"""Of the one layer on the bench: 12,288 numbers, enough to tell noise from noise at half the variance."""
+
+
+class Dial(nn.Module):
+    """One layer, called once or twice for every view."""
+
+    def __init__(self, calls: int = 1) -> None:
+        super().__init__()
+        self.layer = nn.Linear(INPUTS, OUTPUTS, bias=False)
+        nn.init.zeros_(self.layer.weight)
+        self.calls = calls
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.stack([self.layer(values) for _ in range(self.calls)]).sum(dim=0)
+
+
+class KnownUnits:
+    """Units by number, in micro-batches; remembers who was drawn.
+
+    Args:
+        count: how many units there are.
+        micro_batch: units at a time.
+    """
+
+    def __init__(self, count: int, micro_batch: int = 3) -> None:
+        self.count, self.micro_batch = count, micro_batch
+        self.drawn: list[Int64[np.ndarray, " drawn"]] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(
+        self, units: Int64[np.ndarray, " drawn"], generator_of: Callable[[str], np.random.Generator]
+    ) -> Iterator[UnitBatch]:
+        self.drawn.append(units)
+        for start in range(0, len(units), self.micro_batch):
+            chosen = units[start : start + self.micro_batch]
+            views = torch.from_numpy(chosen.astype(np.float32)).reshape(-1, 1, 1, 1, 1)
+            yield UnitBatch(views, [generator_of(f"unit {unit}") for unit in chosen])
+
+
+class _Known:
+    """A loss for each unit whose gradient is a row of a table, whatever the weights are."""
+
+    def __init__(self, rows: Float[Tensor, "units outputs"], calls: int) -> None:
+        self.rows, self.calls = rows, calls
+
+    def unit_losses(
+        self, network: nn.Module, views: Tensor, rngs: list[np.random.Generator]
+    ) -> Float[Tensor, " units"]:
+        places = views.flatten(1)[:, 0].abs().long() % max(1, len(self.rows))
+        given = network(torch.full((len(views), INPUTS), INPUTS**-0.5))
+        losses: Tensor = (given * self.rows[places]).sum(dim=1) / self.calls
+        return losses
+
+
+class Bench:
+    """A hospital's `Releases`, of its plan's own mechanism, on units that pull the weights in known directions.
+
+    Args:
+        plan: complete.
+        hospital: whose public numbers.
+    """
+
+    def __init__(self, plan: Plan, hospital: HospitalPlan) -> None:
+        self.plan, self.hospital = plan, hospital
+        self.mechanism = mechanism_of(plan, hospital)
+
+    def clipped(self, row: Float[Tensor, " outputs"]) -> Float[Tensor, " parameters"]:
+        """What a unit may add to a sum: its gradient, scaled down to the clip norm; nothing if it is not finite."""
+        if not bool(torch.isfinite(row).all()):
+            return torch.zeros(OUTPUTS * INPUTS)
+        gradient = torch.outer(row, torch.full((INPUTS,), INPUTS**-0.5)).flatten()
+        return gradient * min(1.0, self.mechanism.clip_norm / max(float(gradient.norm()), 1e-30))
+
+    def releases(self, rows: Tensor, coins: Coins, *, units: int | None = None, calls: int = 1) -> Releases:
+        """The real thing, on `units` units (as many as rows by default)."""
+        source = KnownUnits(len(rows) if units is None else units)
+        learner = Learner(cast(Any, Dial(calls)), cast(Any, _Known(rows, calls)), self.plan)
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o700)
+            return Releases(self.plan, self.mechanism, cast(Any, source), learner, coins, _Silent(Path(folder)))
+
+    def gradient(self, rows: Tensor, label: str = "bench", *, units: int | None = None, calls: int = 1) -> Tensor:
+        """A step's released gradient under coins that a second call repeats."""
+        return self.releases(rows, InjectedCoins(label.encode()), units=units, calls=calls).gradient((1, 0, 0)).vector
+
+
+class _Silent(Notebook):
+    """Keeps nothing: there is nobody on the bench."""
+
+    def note(self, **facts: Any) -> None:
+        pass
+
+    def keep_clip_norm(self, clip_norm: float) -> None:
+        pass
+
+    def clip_norm(self) -> None:
+        return None

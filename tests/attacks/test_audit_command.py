@@ -1,0 +1,79 @@
+"""`privfm audit` says in a line what it found, writes audit.json, and fails loudly on a leak."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from privfm_cli.main import main
+
+from privfm.federation.directory import RunDirectory
+from privfm.federation.training import train
+from privfm.plan import parse_plan
+
+PLAN = {
+    "data": {"source": "phantom", "patients": 30, "image_size": 16, "hospitals": 3, "min_patients": 4},
+    "model": {"patch_size": 4, "width": 16, "depth": 1, "heads": 2, "init": "scratch"},
+    "privacy": {"images_per_unit": 2, "views": 1},
+    "federation": {"rounds": 2, "local_steps": 1, "retry_rounds": 1},
+    "evaluation": {"probe": False},
+    "performance": {"device": "cpu", "threads": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("audited") / "run"
+    train(parse_plan(PLAN), out)
+    return out
+
+
+def test_a_finished_run_passes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(run)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("mechanism: NO LEAK DETECTED\n")
+    assert "ledgers: NO LEAK DETECTED\n" in printed.out
+    assert "auditing: mechanism" in printed.err
+    told = json.loads((run / "audit.json").read_text())
+    assert [(each["name"], each["verdict"]) for each in told["audits"]] == [
+        ("mechanism", "NO LEAK DETECTED"),
+        ("ledgers", "NO LEAK DETECTED"),
+    ]
+    assert all(finding["passed"] for each in told["audits"] for finding in each["findings"])
+
+
+def test_one_audit_as_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(run), "--only", "ledgers", "--json"]) == 0
+    (audit,) = json.loads(capsys.readouterr().out)["audits"]
+    assert audit["name"] == "ledgers"
+    assert audit["figures"] == {"hospitals": 3}
+
+
+def test_records_that_ledgers_do_not_know_are_a_leak(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = RunDirectory(run).root / "rounds.jsonl"
+    kept = path.read_text()
+    lines = [json.loads(line) for line in kept.splitlines()]
+    lines[0]["transcript"] = "00" * 32
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    try:
+        assert main(["audit", str(run), "--only", "ledgers"]) == 4
+    finally:
+        path.write_text(kept)
+    printed = capsys.readouterr()
+    assert "ledgers: LEAK" in printed.out
+    assert "do not publish this model" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--only", "everything"], "no such audit; there are mechanism, ledgers"), (["elsewhere"], "elsewhere")],
+)
+def test_bad_input_is_one_line(
+    run: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    where = str(run) if arguments[0] == "--only" else str(tmp_path / arguments.pop())
+    assert main(["audit", where, *arguments]) == 2
+    assert said in capsys.readouterr().err
