@@ -1,13 +1,13 @@
 """`kill -9` at random moments of training: what was charged, what was made, and whether every run could finish.
 
-    python -m benchmarks.kills --json [--kills 200] [--rounds 12] [--reserve 60] [--seed 0]
+    python -m benchmarks.kills --json [--kills 200] [--rounds 12] [--reserve 60] [--seed 0] [--lasting]
 
 A process trains a tiny federation and is killed, most often within a round or two of its start and now and then
 before its first round; the next one goes on with the run, and a run that is over is followed by a new one. Every noised
 gradient that is made leaves a line in a file before it is made, apart from any ledger. After each kill, for every
 hospital: the ledger is whole; it has charged at least the rounds whose sums the coordinator has, and at least the
 noised gradients that were made; and `privfm budget verify` finds nothing. A process that ends with an error ends the
-measurement; so does a run that used up its reserve.
+measurement; so does a run that used up its reserve. With `--lasting` all runs use the same ledgers.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Loud(Observer):
             self._begun.send_bytes(b"training")
 
 
-def work(plan: Plan, out: Path, witness: Path, begun: Connection) -> None:
+def work(plan: Plan, out: Path, witness: Path, ledgers: Path | None, begun: Connection) -> None:
     """Train in this process, noting every noised gradient of patients in `witness` before it is made."""
     observer = Loud(begun)
     torch.set_num_threads(1)
@@ -93,7 +93,7 @@ def work(plan: Plan, out: Path, witness: Path, begun: Connection) -> None:
 
     StepMechanism.release = release  # type: ignore[method-assign, assignment]
     resume = out.exists()
-    train(RunDirectory(out).plan if resume else plan, out, resume=resume, observer=observer)
+    train(RunDirectory(out).plan if resume else plan, out, resume=resume, ledgers=ledgers, observer=observer)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def moments(random: Random) -> Iterator[Moment]:
             yield Moment(SPAN_S * 10 ** random.uniform(-4.0, 0.0), of_rounds=True)
 
 
-def killed(plan: Plan, out: Path, witness: Path, moment: Moment | None) -> bool:
+def killed(plan: Plan, out: Path, witness: Path, ledgers: Path | None, moment: Moment | None) -> bool:
     """Let a process train, kill it at `moment`, and return whether it was still at it.
 
     Raises:
@@ -124,7 +124,7 @@ def killed(plan: Plan, out: Path, witness: Path, moment: Moment | None) -> bool:
     """
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(plan, out, witness, there))
+    process = context.Process(target=work, args=(plan, out, witness, ledgers, there))
     process.start()
     there.close()
     if moment is not None:
@@ -156,29 +156,31 @@ def tally(out: Path, witness: Path) -> dict[str, Tally]:
     directory = RunDirectory.existing(out)
     run, released = directory.facts().run, directory.load_checkpoint().rounds
     made = Counter(int(line) for line in witness.read_text().splitlines()) if witness.exists() else Counter[int]()
-    found = {}
+    found, on_record = {}, True
     for name, units in UNITS.items():
         with Ledger.open(directory.ledger(name), name, read_only=True) as ledger:
             ledger.verify()
-            charged = sum(record.charged for record in ledger.runs())
+            charged = sum(record.charged for record in ledger.runs() if record.declaration.run == run)
+            on_record &= run in {record.declaration.run for record in ledger.runs()}
             found[name] = Tally(charged, released, ledger.spent(run), made[units])
-    verify_run(directory)
+    if on_record or released:  # lasting ledgers get a run on record when its folder is in place
+        verify_run(directory)
     for name, each in found.items():
         if each.charged < each.released or each.steps_charged < each.steps_made:
             raise SystemExit(f"{out}: {name} charged less than it made: {each}")
     return found
 
 
-def measure(kills: int, rounds: int, reserve: int, seed: int, folder: Path) -> dict[str, Any]:
+def measure(kills: int, rounds: int, reserve: int, seed: int, folder: Path, *, lasting: bool) -> dict[str, Any]:
     """Kill so often, then let the last run finish."""
     plan, when, began = tiny_plan(rounds, reserve), moments(Random(seed)), time.monotonic()
-    done, runs, within = 0, 0, 0
+    done, runs, within, ledgers = 0, 0, 0, folder / "ledgers" if lasting else None
     total = {name: Counter[str]() for name in UNITS}
     worst = 0
     while done < kills or within:
         out, witness = folder / f"run-{runs}", folder / f"made-{runs}"
         moment = next(when) if done < kills else None
-        alive = killed(plan, out, witness, moment)
+        alive = killed(plan, out, witness, ledgers, moment)
         found = tally(out, witness)
         done += alive
         within += alive
@@ -197,6 +199,7 @@ def measure(kills: int, rounds: int, reserve: int, seed: int, folder: Path) -> d
         "runs_finished": runs,
         "rounds": rounds,
         "reserve": reserve,
+        "lasting_ledgers": lasting,
         "most_of_a_reserve_used": worst,
         "hospitals": {name: dict(counts) for name, counts in total.items()},
         "seconds": round(time.monotonic() - began, 1),
@@ -209,10 +212,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12, help="of each run")
     parser.add_argument("--reserve", type=int, default=60, help="rounds that crashes may cost a run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--lasting", action="store_true", help="all runs in the same ledgers")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="privfm-kills."))
-    found = measure(asked.kills, asked.rounds, asked.reserve, asked.seed, folder)
+    found = measure(asked.kills, asked.rounds, asked.reserve, asked.seed, folder, lasting=asked.lasting)
     shutil.rmtree(folder)
     print(json.dumps(found, indent=2) if asked.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
 

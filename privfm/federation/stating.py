@@ -78,7 +78,12 @@ def _probed(directory: RunDirectory, plan: Plan) -> bool:
 
 
 def sums_of(directory: RunDirectory, plan: Plan, ledgers: Mapping[str, Ledger], run: str) -> FinalModelGuarantee | None:
-    """Return the guarantee for readers of a run's sums, by its records and ledgers; None where it is not proved."""
+    """Return the guarantee for readers of a run's sums, by its records and ledgers; None where it is not proved.
+
+    It is for one run: of several in the ledgers their readers may know the sums of each.
+    """
+    if any(_rounds_of_others(ledger, run) for ledger in ledgers.values()):
+        return None
     charged = {name: _rounds_charged(ledger, run) for name, ledger in ledgers.items()}
     return sum_guarantee(plan, directory.records(), charged, directory.load_checkpoint().model.numel())
 
@@ -166,15 +171,21 @@ def _tuning_runs(plan: Plan, ledgers: Mapping[str, Ledger], run: str) -> tuple[s
     """Return the other runs on the ledgers, any of which may have been looked at to choose this plan."""
     rounds: dict[str, dict[str, int]] = {}
     for hospital in plan.hospitals:
-        for record in ledgers[hospital.id].runs():
-            if record.charged and record.declaration.run != run:
-                rounds.setdefault(record.declaration.run, {})[hospital.id] = record.charged
+        for other, charged in _rounds_of_others(ledgers[hospital.id], run).items():
+            rounds.setdefault(other, {})[hospital.id] = charged
     if not rounds:
         return ("Not known to privfm: whoever chose this plan by looking at runs on these images spent more.",)
     return (
-        *(f"Run {name}, {_rounds_by_hospital(charged)}; counted in epsilon spent." for name, charged in rounds.items()),
+        *(f"Run {name}, {_rounds_by_hospital(each)}; counted in epsilon spent." for name, each in rounds.items()),
         "Runs on these images with other ledgers are not known to privfm, and not counted.",
     )
+
+
+def _rounds_of_others(ledger: Ledger, run: str) -> dict[str, int]:
+    """Return what the ledger charged to every other run."""
+    return {
+        each.declaration.run: each.charged for each in ledger.runs() if each.charged and each.declaration.run != run
+    }
 
 
 def _rounds_by_hospital(charged: Mapping[str, int]) -> str:

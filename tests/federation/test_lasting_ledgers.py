@@ -163,3 +163,17 @@ def test_every_run_that_may_have_gone_on_is_charged_for_what_was_lost(plan: Plan
     shutil.copy(backup, folder / "hospital-2.sqlite")
     done = recover_hospital(quieter, "hospital-2")
     assert done.runs == {louder.facts().run: 1, quieter.facts().run: 1}
+
+
+def test_a_guarantee_for_readers_of_one_runs_sums_ends_with_the_next_run(
+    tiny_plan: Callable[..., Plan], folder: Path
+) -> None:
+    plan = tiny_plan(
+        federation={"rounds": 2, "local_steps": 1, "retry_rounds": 0},
+        optimizer={"name": "sgd", "learning_rate": 0.05},
+        evaluation={"probe": False},
+    )
+    first = RunDirectory(run(plan, folder, "first").out)
+    assert state_run(first).final_model is not None
+    second = RunDirectory(run(plan, folder, "second").out)
+    assert state_run(first).final_model is state_run(second).final_model is None
