@@ -47,7 +47,7 @@ class KnownUnits:
         micro_batch: units at a time.
     """
 
-    def __init__(self, count: int, micro_batch: int = 3) -> None:
+    def __init__(self, count: int, micro_batch: int) -> None:
         self.count, self.micro_batch = count, micro_batch
         self.drawn: list[Int64[np.ndarray, " drawn"]] = []
 
@@ -98,9 +98,11 @@ class Bench:
         gradient = torch.outer(row, torch.full((INPUTS,), INPUTS**-0.5)).flatten()
         return gradient * min(1.0, self.mechanism.clip_norm / max(float(gradient.norm()), 1e-30))
 
-    def releases(self, rows: Tensor, coins: Coins, *, units: int | None = None, calls: int = 1) -> Releases:
+    def releases(
+        self, rows: Tensor, coins: Coins, *, units: int | None = None, calls: int = 1, micro_batch: int = 3
+    ) -> Releases:
         """The real thing, on `units` units (as many as rows by default)."""
-        source = KnownUnits(len(rows) if units is None else units)
+        source = KnownUnits(len(rows) if units is None else units, micro_batch)
         learner = Learner(cast(Any, Dial(calls)), cast(Any, _Known(rows, calls)), self.plan)
         with tempfile.TemporaryDirectory() as folder:
             Path(folder).chmod(0o700)

@@ -208,7 +208,7 @@ def sampling(bench: Bench, steps: int = 200) -> Iterator[Finding]:
 
 def _participation(bench: Bench, units: int, steps: int) -> np.ndarray:
     """[steps, units]: who was drawn, by what the hospital's own steps load."""
-    releases = bench.releases(torch.zeros(units, OUTPUTS), SystemCoins())
+    releases = bench.releases(torch.zeros(units, OUTPUTS), SystemCoins(), micro_batch=units)
     for step in range(steps):
         releases.gradient((1, 0, step))
     counts = np.zeros((steps, units), dtype=np.int64)

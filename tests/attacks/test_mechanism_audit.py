@@ -76,6 +76,7 @@ def test_what_is_sound_passes(sections: dict[str, dict[str, Any]]) -> None:
     assert result.verdict is Verdict.NO_LEAK_DETECTED
 
 
+@pytest.mark.slow
 def test_twenty_seeds_raise_no_false_alarm() -> None:
     plan = plan_of()
     learner = build_learner(plan)
