@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from privfm.dp.accounting import epsilon
-from privfm.dp.calibration import NoiseRequest, calibrate_noises
+from privfm.dp.calibration import NoiseRequest, calibrate_noise_under, calibrate_noises
 from privfm.dp.events import SampledGaussian
+from privfm.dp.filter import RdpFilter
 from privfm.dp.ledger import Ledger
 from privfm.errors import BudgetExceeded, PlanError
 from privfm.federation.cohort import gather_cohort
@@ -122,7 +123,8 @@ def plan_search(
 
     Raises:
         InputError: a key cannot be tried, a value is wrong, or the images will not do.
-        BudgetExceeded: the search would cost more than is allowed, or than a lifetime cap has room for.
+        BudgetExceeded: with the plan's own noise the search would cost more than is allowed, or than a lifetime cap has
+            room for; or no noise would do.
         LedgerError: a ledger is damaged.
     """
     combinations = _combinations(tries)
@@ -175,32 +177,32 @@ def _costs(plan: Plan, declared: Sequence[HospitalPlan], trials: int, ledgers: P
         noises = [each.noise_multiplier for each in calibrate_noises(requests)]
     except ValueError as error:
         raise PlanError(f"privacy: delta {delta:g} over {trials} trials of {steps} steps: {error}") from None
-    events = (
-        SampledGaussian(plan.sample_rate(each), each.noise_multiplier or noise, steps)
+    return tuple(
+        _cost(plan, each, each.noise_multiplier or noise, trials, ledgers)
         for each, noise in zip(declared, noises, strict=True)
     )
-    return tuple(_cost(plan, *pair, trials, ledgers) for pair in zip(declared, events, strict=True))
 
 
-def _cost(plan: Plan, hospital: HospitalPlan, event: SampledGaussian, trials: int, ledgers: Path) -> HospitalCost:
-    allowed, delta, search = plan.epsilon(hospital), plan.privacy.delta, event.repeated(trials)
+def _cost(plan: Plan, hospital: HospitalPlan, noise: float, trials: int, ledgers: Path) -> HospitalCost:
+    """Return a hospital's cost; under a lifetime cap that needs more noise than the search's epsilon, with that."""
+    allowed, delta = plan.epsilon(hospital), plan.privacy.delta
     path = ledgers / f"{hospital.id}.sqlite"
-    before: tuple[SampledGaussian, ...] = ()
-    cap = None
-    if path.exists():
-        with Ledger.open(path, hospital.id, read_only=True) as ledger:
-            before, cap = ledger.events(), ledger.cap
+    before, cap = _on_ledger(path, hospital.id)
+    if cap is not None and hospital.noise_multiplier is None:
+        noise = max(noise, _noise_under(cap, plan, hospital, trials, before))
+    event = SampledGaussian(plan.sample_rate(hospital), noise, plan.reserved_steps)
+    search = event.repeated(trials)
     spent = epsilon([search], delta)
     if spent > allowed:
         raise BudgetExceeded(
-            f"{hospital.id}: {trials} trials with noise multiplier {event.noise_multiplier:g} would spend epsilon "
-            f"{spent:.3f} of {allowed:g}; leave the noise out to have it computed, or try fewer values"
+            f"{hospital.id}: {trials} trials with noise multiplier {noise:g} would spend epsilon {spent:.3f} of "
+            f"{allowed:g}; leave the noise out to have it computed, or try fewer values"
         )
     if cap is not None and not cap.admits([*before, search]):
         raise BudgetExceeded(
             f"{path}: the lifetime cap (epsilon {cap.epsilon:g} at delta {cap.delta:g}) has room for "
-            f"{cap.rounds_that_fit([event], before)} trials of this kind, not {trials}; try fewer values, or give a "
-            "smaller --total-epsilon"
+            f"{cap.rounds_that_fit([event], before)} trials of this kind, not {trials}; try fewer values, or leave the "
+            "noise out to have it computed"
         )
     return HospitalCost(
         id=hospital.id,
@@ -212,6 +214,26 @@ def _cost(plan: Plan, hospital: HospitalPlan, event: SampledGaussian, trials: in
         epsilon_after=epsilon([*before, search], delta),
         cap_left=None if cap is None else cap.remaining([*before, search]),
     )
+
+
+def _on_ledger(path: Path, hospital: str) -> tuple[tuple[SampledGaussian, ...], RdpFilter | None]:
+    if not path.exists():
+        return (), None
+    with Ledger.open(path, hospital, read_only=True) as ledger:
+        return ledger.events(), ledger.cap
+
+
+def _noise_under(
+    cap: RdpFilter, plan: Plan, hospital: HospitalPlan, trials: int, before: Sequence[SampledGaussian]
+) -> float:
+    steps = trials * plan.reserved_steps
+    try:
+        return calibrate_noise_under(cap, sample_rate=plan.sample_rate(hospital), steps=steps, spent=before)
+    except ValueError:
+        raise BudgetExceeded(
+            f"{hospital.id}: its lifetime cap (epsilon {cap.epsilon:g} at delta {cap.delta:g}) leaves no room for "
+            f"{steps} steps more, whatever the noise"
+        ) from None
 
 
 def _with_noise(plan: Plan, declared: Sequence[HospitalPlan], costs: Sequence[HospitalCost]) -> Plan:

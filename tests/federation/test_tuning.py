@@ -115,24 +115,37 @@ def test_a_search_that_was_interrupted_pays_for_no_trial_twice(plan: Plan, tmp_p
         run_search(None, tmp_path)
 
 
-def test_a_cap_is_asked_for_the_whole_search(plan: Plan, tmp_path: Path) -> None:
-    """With what was spent before; without that both trials would fit."""
-    before = SampledGaussian(0.5, 1.4, 6)
-    with Ledger.create(tmp_path / "hospital-2.sqlite", "hospital-2") as ledger:
-        ledger.open_run("earlier", bytes(32), [before], rounds=1, retry_rounds=0)
+def spent_before(path: Path, event: SampledGaussian) -> None:
+    with Ledger.create(path, "hospital-2") as ledger:
+        ledger.open_run("earlier", bytes(32), [event], rounds=1, retry_rounds=0)
         ledger.charge("earlier", 1, 0, bytes(32))
-    one = plan_search(plan, RATES, tmp_path).costs[1]
-    assert one.epsilon_before == epsilon([before], plan.privacy.delta)
-    assert one.epsilon_search < one.epsilon_after < one.epsilon_before + one.epsilon_search
-    cap = RdpFilter.for_cap(1.3 * one.epsilon_after, plan.privacy.delta)
-    with Ledger.open(tmp_path / "hospital-2.sqlite") as ledger:
+
+
+def test_under_a_cap_the_whole_search_fits_beside_what_was_spent(plan: Plan, tmp_path: Path) -> None:
+    before, path = SampledGaussian(0.5, 1.4, 6), tmp_path / "hospital-2.sqlite"
+    spent_before(path, before)
+    uncapped = plan_search(plan, RATES, tmp_path).costs[1]
+    assert uncapped.epsilon_before == epsilon([before], plan.privacy.delta)
+    assert uncapped.epsilon_search < uncapped.epsilon_after < uncapped.epsilon_before + uncapped.epsilon_search
+    cap = RdpFilter.for_cap(1.5 * uncapped.epsilon_after, plan.privacy.delta)
+    with Ledger.open(path) as ledger:
         ledger.set_cap(cap)
-    share = plan_search(plan, RATES, tmp_path).costs[1].cap_left
-    assert share is not None
-    assert 0 < share < 0.3
-    with Ledger.open(tmp_path / "hospital-2.sqlite") as ledger:
-        ledger.set_cap(dataclasses.replace(cap, epsilon=one.epsilon_after))
-    with pytest.raises(BudgetExceeded, match=r"room for [01] trials of this kind, not 2; try fewer"):
+    roomy = plan_search(plan, RATES, tmp_path).costs[1]
+    assert roomy.noise_multiplier == uncapped.noise_multiplier
+    assert 0 < (roomy.cap_left or 0) < 0.5
+    tight = dataclasses.replace(cap, epsilon=uncapped.epsilon_after)
+    with Ledger.open(path) as ledger:
+        ledger.set_cap(tight)
+    capped = plan_search(plan, RATES, tmp_path).costs[1]
+    step = SampledGaussian(0.5, capped.noise_multiplier, 1)
+    assert tight.admits([before, step.repeated(6)])
+    assert not tight.admits([before, step.repeated(7)])
+    assert capped.noise_multiplier > uncapped.noise_multiplier
+    assert capped.epsilon_search < uncapped.epsilon_search
+    run_search(plan_search(plan, RATES, tmp_path), tmp_path / "search")  # and no ledger refuses it
+    with Ledger.open(path) as ledger:
+        ledger.set_cap(dataclasses.replace(cap, epsilon=uncapped.epsilon_before))
+    with pytest.raises(BudgetExceeded, match="leaves no room for 6 steps more, whatever the noise"):
         plan_search(plan, RATES, tmp_path)
 
 
@@ -173,6 +186,11 @@ def test_noise_that_a_plan_fixes_is_kept_and_paid_for(plan: Plan, tmp_path: Path
     assert all(cost.epsilon_search < TOTAL / 2 for cost in search.costs)
     with pytest.raises(BudgetExceeded, match="2 trials with noise multiplier 1 would spend epsilon"):
         plan_search(with_noise(1.0), RATES, tmp_path)
+    spent_before(tmp_path / "hospital-2.sqlite", SampledGaussian(0.5, 1.4, 6))
+    with Ledger.open(tmp_path / "hospital-2.sqlite") as ledger:
+        ledger.set_cap(RdpFilter.for_cap(6.5, plan.privacy.delta))
+    with pytest.raises(BudgetExceeded, match=r"room for \d trials of this kind, not 2; try fewer values"):
+        plan_search(with_noise(1.9), RATES, tmp_path)
 
 
 def test_a_smaller_total_means_more_noise(plan: Plan, tmp_path: Path) -> None:
