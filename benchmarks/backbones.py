@@ -105,7 +105,7 @@ def _loop(backbone: Backbone, images: Tensor) -> tuple[Tensor, float]:
 
 def _clipped(backbone: Backbone, images: Tensor, clip_norm: float, *, by_rule: bool) -> Tensor:
     shares = unit_shares(backbone, lambda: _losses(backbone, images), UNITS, by_rule=by_rule)
-    norms = torch.stack([share.squared_norms() for share in shares]).sum(dim=0).sqrt()
+    norms = torch.stack([share.squared_norms()[0] for share in shares]).sum(dim=0).sqrt()
     factors = (clip_norm / norms.clamp(min=clip_norm)).float()
     return torch.cat([share.weighted_sum(factors) for share in shares])
 

@@ -127,7 +127,7 @@ class PrivacyPlan(Section):
     epsilon: Epsilon = Field(default=8.0, description="what each hospital spends at most, retries included")
     delta: Delta = Field(default=1e-5, description="should be well under 1 / patients")
     sample_rate: Probability = Field(default=0.5, description="chance of a unit to be drawn in a step")
-    clip_norm: Positive | None = Field(
+    clip_norm: Annotated[float, Field(ge=1e-5, le=1e6)] | None = Field(
         default=None, description="L2 bound on a unit's gradient; default from procedural images"
     )
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = Field(

@@ -40,7 +40,7 @@ class Dial(nn.Module):
 
 
 class KnownUnits:
-    """Units by number, in micro-batches; remembers who was drawn.
+    """Units by number, in micro-batches filled up to one size as a hospital's are; remembers who was drawn.
 
     Args:
         count: how many units there are.
@@ -60,23 +60,33 @@ class KnownUnits:
         self.drawn.append(units)
         for start in range(0, len(units), self.micro_batch):
             chosen = units[start : start + self.micro_batch]
-            views = torch.from_numpy(chosen.astype(np.float32)).reshape(-1, 1, 1, 1, 1)
-            yield UnitBatch(views, [generator_of(f"unit {unit}") for unit in chosen])
+            views = torch.zeros(self.micro_batch, 1, 1, 1, 1)
+            views[: len(chosen), 0, 0, 0, 0] = torch.from_numpy(chosen)
+            rngs = [generator_of(f"unit {unit}") for unit in chosen]
+            blank = [np.random.default_rng(0) for _ in range(self.micro_batch - len(chosen))]
+            yield UnitBatch(views, [*rngs, *blank], len(chosen))
 
 
 class _Known:
-    """A loss for each unit whose gradient is a row of a table, whatever the weights are."""
+    """A loss for each unit whose gradient is known, whatever the weights are: a row of a table times an input."""
 
-    def __init__(self, rows: Float[Tensor, "units outputs"], calls: int) -> None:
-        self.rows, self.calls = rows, calls
+    def __init__(
+        self, rows: Float[Tensor, "units outputs"], calls: int, columns: Int64[Tensor, " units"] | None
+    ) -> None:
+        self.rows, self.calls, self.columns = rows, calls, columns
 
     def unit_losses(
         self, network: nn.Module, views: Tensor, rngs: list[np.random.Generator]
     ) -> Float[Tensor, " units"]:
         places = views.flatten(1)[:, 0].abs().long() % max(1, len(self.rows))
-        given = network(torch.full((len(views), INPUTS), INPUTS**-0.5))
+        given = network(self._inputs(places))
         losses: Tensor = (given * self.rows[places]).sum(dim=1) / self.calls
         return losses
+
+    def _inputs(self, places: Int64[Tensor, " units"]) -> Float[Tensor, "units inputs"]:
+        if self.columns is None:
+            return torch.full((len(places), INPUTS), INPUTS**-0.5)
+        return torch.nn.functional.one_hot(self.columns[places], INPUTS).float()
 
 
 class Bench:
@@ -99,11 +109,22 @@ class Bench:
         return gradient * min(1.0, self.mechanism.clip_norm / max(float(gradient.norm()), 1e-30))
 
     def releases(
-        self, rows: Tensor, coins: Coins, *, units: int | None = None, calls: int = 1, micro_batch: int = 3
+        self,
+        rows: Tensor,
+        coins: Coins,
+        *,
+        units: int | None = None,
+        calls: int = 1,
+        micro_batch: int = 3,
+        columns: Int64[Tensor, " units"] | None = None,
     ) -> Releases:
-        """The real thing, on `units` units (as many as rows by default)."""
+        """The real thing, on `units` units (as many as rows by default).
+
+        Args:
+            columns: for each unit, the one input that its gradient belongs to; all inputs alike by default.
+        """
         source = KnownUnits(len(rows) if units is None else units, micro_batch)
-        learner = Learner(cast(Any, Dial(calls)), cast(Any, _Known(rows, calls)), self.plan)
+        learner = Learner(cast(Any, Dial(calls)), cast(Any, _Known(rows, calls, columns)), self.plan)
         with tempfile.TemporaryDirectory() as folder:
             Path(folder).chmod(0o700)
             return Releases(self.plan, self.mechanism, cast(Any, source), learner, coins, _Silent(Path(folder)))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
@@ -18,6 +18,13 @@ from privfm.errors import ModelError
 from privfm.gradients import Share, unit_shares
 
 __all__ = ["ClippedSum", "ClippingEngine", "check_clippable", "gradient_norms"]
+
+
+TRUSTED = 1e-3
+"""How far off a squared norm may be, relatively, by the bound on rounding."""
+
+LARGEST = 1e30
+"""A unit with a longer gradient counts as one that is not finite: its factor would be too small a number."""
 
 
 @dataclass(frozen=True)
@@ -43,32 +50,55 @@ def _trainable(network: nn.Module) -> list[nn.Parameter]:
 
 
 def check_clippable(network: nn.Module, losses: Callable[[], Float[Tensor, " units"]], units: int) -> None:
-    """Raise ModelError unless the sum of unit gradients is autograd's own gradient, for every parameter.
+    """Raise ModelError unless each unit's gradient is autograd's own gradient of its loss, for every parameter.
 
     A layer that reads a weight behind its module's back escapes the hooks; its share of the gradient would be missing
     from what is learnt. To be asked once, of random pixels: whether it fails must not depend on patients.
 
     Args:
-        losses: called twice; must give the same both times.
+        losses: called more than once; must give the same every time.
     """
     parameters = _trainable(network)
     rows = [share.rows().values for share in unit_shares(network, losses, units)]
-    gradients = torch.autograd.grad(losses().sum(), parameters, allow_unused=True)
-    for whole, row in zip(gradients, rows, strict=True):
-        if whole is None or (row.sum(dim=0) - whole.flatten()).norm() > 1e-3 * row.norm(dim=1).sum() + 1e-6:
-            raise ModelError("per-unit gradients do not add up to the whole gradient; choose another backbone")
+    for unit in range(units):
+        gradients = torch.autograd.grad(losses()[unit], parameters, allow_unused=True)
+        for own, row in zip(gradients, rows, strict=True):
+            expected = torch.zeros_like(row[unit]) if own is None else own.flatten()
+            if (row[unit] - expected).norm() > 1e-3 * row.norm(dim=1).sum() / units + 1e-6:
+                raise ModelError("gradients of one patient cannot be told from another's; choose another backbone")
 
 
 def gradient_norms(
     network: nn.Module, losses: Callable[[], Float[Tensor, " units"]], units: int
 ) -> Float[Tensor, " units"]:
     """Return the L2 norm of each unit's gradient. Not private: for public images alone."""
-    return _norms(unit_shares(network, losses, units)).float()
+    return _norms(unit_shares(network, losses, units))[0].float()
 
 
-def _norms(shares: Sequence[Share]) -> Float[Tensor, " units"]:
-    """Over all parameters together, in double precision."""
-    return torch.stack([share.squared_norms() for share in shares]).sum(dim=0).sqrt()
+def _norms(shares: Sequence[Share], least: float = 0.0) -> tuple[Float[Tensor, " units"], Bool[Tensor, " units"]]:
+    """Norms over all parameters together in double precision, and whose gradients have to be written out.
+
+    A squared norm that rounding might have put off by more than `TRUSTED` of it is taken of the gradient written out.
+    Then what is added has to be that, too. Whether it is, is decided for each unit alone.
+
+    Args:
+        least: no squared norm need be righter than `TRUSTED` of this one's.
+    """
+    found = [share.squared_norms() for share in shares]
+    squared, off = (torch.stack(list(parts)).sum(dim=0) for parts in zip(*found, strict=True))
+    doubtful = off > TRUSTED * squared.clamp(min=least**2)
+    if bool(doubtful.any()):
+        squared[doubtful] = torch.stack([share.rows(doubtful).squared_norms()[0] for share in shares]).sum(dim=0)
+    return squared.sqrt(), doubtful
+
+
+def _weighted_sum(
+    share: Share, factors: Float[Tensor, " units"], doubtful: Bool[Tensor, " units"]
+) -> Float[Tensor, " numbers"]:
+    if not bool(doubtful.any()):
+        return share.weighted_sum(factors)
+    written_out = share.rows(doubtful).weighted_sum(factors[doubtful])
+    return share.weighted_sum(torch.where(doubtful, 0.0, factors)) + written_out
 
 
 class ClippingEngine:
@@ -90,21 +120,27 @@ class ClippingEngine:
         self._units = self._within = 0
         self._sum = torch.zeros_like(parameters_to_vector(_trainable(network))).detach()
 
-    def add(self, losses: Callable[[], Float[Tensor, " units"]], units: int) -> None:
-        """Add the clipped gradients of `units` units, never split over two calls. A non-finite one counts as zero."""
+    def add(self, losses: Callable[[], Float[Tensor, " units"]], units: int, counted: int | None = None) -> None:
+        """Add the clipped gradients of `units` units, never split over two calls. A non-finite one counts as zero.
+
+        Args:
+            counted: how many of them, the first, are added; the others only make up the number, because arithmetic may
+                depend on it, and one unit more must not change what the others add.
+        """
         if not units:
             return
         shares = unit_shares(self._network, lambda: self._in_precision(losses), units)
-        norms = _norms(shares)
-        finite = torch.isfinite(norms)
-        self._units += units
-        self._within += int((norms <= self._clip_norm).sum())
+        norms, doubtful = _norms(shares, self._clip_norm)
+        real = torch.arange(units, device=norms.device) < (units if counted is None else counted)
+        finite = norms < LARGEST
+        self._units += int(real.sum())
+        self._within += int((real & (norms <= self._clip_norm)).sum())
         if not bool(finite.all()):
             shares, norms = [share.only(finite) for share in shares], torch.where(finite, norms, 0.0)
-        factors = (self._clip_norm / norms.clamp(min=self._clip_norm)).float()
+        factors = torch.where(real, self._clip_norm / norms.clamp(min=self._clip_norm), 0.0).float()
         start = 0
         while shares:  # each is let go of once it is added, for they are as large as the activations
-            part = shares.pop(0).weighted_sum(factors)
+            part = _weighted_sum(shares.pop(0), factors, doubtful)
             self._sum[start : start + len(part)] += part
             start += len(part)
 

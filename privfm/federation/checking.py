@@ -119,7 +119,7 @@ def _check_hospital(plan: Plan, hospital: HospitalPlan, parameters: int) -> Hosp
             nominal_units=mechanism.nominal_units,
             sample_rate=mechanism.sample_rate,
             noise_multiplier=mechanism.gradient_noise_multiplier,
-            steps=plan.planned_steps,
+            steps=plan.federation.rounds * plan.federation.local_steps,
             hospitals=len(plan.hospitals),
         ),
     )

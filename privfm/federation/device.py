@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from privfm.errors import PlanError
 from privfm.federation.network import Learner
-from privfm.plan import Plan
+from privfm.federation.planning import mechanism_of
+from privfm.plan import HospitalPlan, Plan
 
 __all__ = ["pick_device", "units_at_a_time"]
 
@@ -25,6 +28,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         PlanError: a GPU was named that is not there.
     """
+    torch.backends.cuda.matmul.allow_tf32 = False  # norms and sums of gradients are worth their digits
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -33,8 +37,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def micro_batch_of(plan: Plan, hospital: HospitalPlan, most: int) -> int:
+    """Return the units that are computed together: the plan's number, or a quarter of those that a step expects.
+
+    A public number, to which every batch is filled up with blank units; so it should not be large beside what is drawn.
+
+    Args:
+        most: what `units_at_a_time` allows.
+    """
+    return plan.performance.micro_batch or min(most, math.ceil(mechanism_of(plan, hospital).divisor / 4))
+
+
 def units_at_a_time(plan: Plan, learner: Learner, device: torch.device) -> int:
-    """Return the plan's micro-batch, or how many units have their activations within the memory set aside.
+    """Return how many units have their activations within the memory set aside, or the plan's micro-batch.
 
     What clipping keeps of a layer is what it sees and the gradient at what it gives; so a unit takes about twice what
     autograd saves of its forward pass, which is measured on one unit of blank images.

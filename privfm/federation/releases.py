@@ -16,7 +16,7 @@ from privfm.federation.local_training import train_locally
 from privfm.federation.network import Learner, write_trained
 from privfm.federation.notebook import Notebook
 from privfm.federation.optimizers import NoisedGradient
-from privfm.federation.unit_batches import Units
+from privfm.federation.unit_batches import UnitBatch, Units
 from privfm.plan import Plan
 
 __all__ = ["Releases"]
@@ -89,7 +89,7 @@ class Releases:
         drawn = self.mechanism.draw(len(self.units), self.coins.stream("loss draw", *attempt))
         losses: list[float] = []
         for batch in self.units.batches(drawn, lambda unit: self.coins.stream("loss unit", *attempt, unit).generator()):
-            losses += objective.unit_losses(network, batch.views, batch.rngs).tolist()
+            losses += objective.unit_losses(network, batch.views, batch.rngs)[: batch.count].tolist()
         noised = self.mechanism.release_mean(losses, bound, self.coins.stream("loss noise", *attempt))
         return torch.tensor([noised], dtype=torch.float32)
 
@@ -105,12 +105,12 @@ class Releases:
         losses: list[float] = []
         for batch in self.units.batches(drawn, lambda unit: self.coins.stream("unit", *step, unit).generator()):
 
-            def unit_losses(views: Tensor = batch.views, rngs: list[np.random.Generator] = batch.rngs) -> Tensor:
-                values = objective.unit_losses(network, views, rngs)
-                losses.extend(values.detach().tolist())
+            def unit_losses(batch: UnitBatch = batch) -> Tensor:
+                values = objective.unit_losses(network, batch.views, batch.rngs)
+                losses.extend(values[: batch.count].detach().tolist())
                 return values
 
-            engine.add(unit_losses, len(batch))
+            engine.add(unit_losses, len(batch), batch.count)
         mean_loss = sum(losses) / len(losses) if losses else None
         self.notebook.note(round=step[0], attempt=step[1], step=step[2], drawn=len(drawn), loss=mean_loss)
         clipped = engine.finish()

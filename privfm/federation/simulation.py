@@ -14,7 +14,7 @@ from privfm.dp.coins import Coins, SystemCoins
 from privfm.dp.ledger import Ledger
 from privfm.errors import RunError
 from privfm.federation.cohort import Cohort
-from privfm.federation.device import pick_device, units_at_a_time
+from privfm.federation.device import micro_batch_of, pick_device, units_at_a_time
 from privfm.federation.directory import RunDirectory
 from privfm.federation.hospital import Hospital, Membership
 from privfm.federation.ledgers import check_goes_on, declaration_for, founding_ledgers, put_on_record
@@ -72,7 +72,7 @@ def open_hospitals(
     """
     roster = Roster.from_json(_read(directory.root / "roster.json"))
     device = pick_device(plan.performance.device)
-    micro_batch = units_at_a_time(plan, start, device)
+    most = units_at_a_time(plan, start, device)
     with ExitStack() as stack:
         hospitals = {}
         for hospital in plan.hospitals:
@@ -86,7 +86,7 @@ def open_hospitals(
             hospitals[name] = Hospital(
                 plan=plan,
                 name=name,
-                units=_unit_source(plan, cohort, name, micro_batch, device),
+                units=_unit_source(plan, cohort, name, most, device),
                 membership=Membership(run, identity, roster, policy),
                 ledger=ledger,
                 learner=start._replace(network=copy.deepcopy(start.network).to(device)),
@@ -96,12 +96,12 @@ def open_hospitals(
         yield hospitals
 
 
-def _unit_source(plan: Plan, cohort: Cohort, name: HospitalId, micro_batch: int, device: torch.device) -> UnitSource:
+def _unit_source(plan: Plan, cohort: Cohort, name: HospitalId, most: int, device: torch.device) -> UnitSource:
     return UnitSource(
         cohort.images[name],
         images_per_unit=plan.privacy.images_per_unit,
         views=plan.privacy.views,
-        micro_batch=micro_batch,
+        micro_batch=micro_batch_of(plan, plan.hospital(name), most),
         device=device,
     )
 

@@ -24,7 +24,7 @@ from privfm.plan import HospitalPlan, Plan
 __all__ = ["make_statement", "state_run", "sums_of"]
 
 PUBLIC = (
-    "The default clip norm is measured on procedural images, which show nobody.",
+    "The default clip norm and bound on losses are measured on procedural images, which show nobody.",
     "Every round's model is scored on scikit-image's photographs, cut into tiles.",
 )
 
@@ -133,7 +133,7 @@ def make_statement(
         data_touches=_touches(plan, probed=probed),
         tuning_runs=_tuning_runs(plan, ledgers, run),
         public_data=(*public_data, *PUBLIC),
-        randomness="operating system entropy through AES-256-CTR"
+        randomness="operating system entropy through AES-256-CTR" + _draws(plan)
         if private
         else "NOT PRIVATE: coins were injected and can be replayed; no guarantee holds for this run",
         accountant=ACCOUNTANT,
@@ -156,6 +156,10 @@ def _row(plan: Plan, hospital: HospitalPlan, ledger: Ledger, run: str, private: 
         lifetime_cap=None if ledger.cap is None else ledger.cap.epsilon,
         private=private and ledger.private,
     )
+
+
+def _draws(plan: Plan) -> str:
+    return "" if plan.privacy.noise_terms == 1 else f"; each noise value is made of {plan.privacy.noise_terms} draws"
 
 
 def _loss_release(plan: Plan) -> tuple[str, ...]:
@@ -218,6 +222,8 @@ def _composed(plan: Plan, ledgers: Mapping[str, Ledger]) -> tuple[ComposedGuaran
 
 def _touches(plan: Plan, *, probed: bool) -> tuple[str, ...]:
     touches = ["Training gradients, through the mechanism above; nothing else is computed from training images."]
+    if plan.evaluation.local_loss:
+        touches = ["Training gradients and each round's mean loss, through the mechanism above, and nothing else."]
     if probed:
         touches.append(
             "Held-out patients' images and labels are read by the linear probe, in the clear and outside the guarantee."

@@ -19,10 +19,15 @@ __all__ = ["UnitBatch", "UnitSource", "Units"]
 
 @dataclass(frozen=True)
 class UnitBatch:
-    """Standardised views of some units, with each unit's own generator for what else is random about it."""
+    """Standardised views of some units, with each unit's own generator for what else is random about it.
+
+    Args:
+        count: how many of the units were drawn; the rest are blank, so that every batch has the same size.
+    """
 
     views: Float[Tensor, "units views c h w"]
     rngs: list[np.random.Generator]
+    count: int
 
     def __len__(self) -> int:
         return len(self.rngs)
@@ -55,7 +60,7 @@ class UnitSource:
         images: the hospital's images; its patients are the units.
         images_per_unit: how many of a drawn unit's images are used, with repetition where it has fewer.
         views: augmented views of each.
-        micro_batch: units at a time.
+        micro_batch: units at a time, a public number: a batch of fewer is filled up with blank ones.
         device: where the views are made.
     """
 
@@ -82,7 +87,13 @@ class UnitSource:
             picked = np.concatenate([self._pick(unit, rng) for unit, rng in zip(chosen, rngs, strict=True)])
             pixels = torch.from_numpy(self._images.load(picked)).to(self._device)
             grouped = pixels.reshape(len(chosen), self._images_per_unit, *pixels.shape[1:])
-            yield UnitBatch(standardise(make_unit_views(grouped, self._views, rngs)), rngs)
+            views = standardise(make_unit_views(grouped, self._views, rngs))
+            blank = self._micro_batch - len(chosen)
+            yield UnitBatch(
+                torch.cat([views, views.new_zeros(blank, *views.shape[1:])]),
+                [*rngs, *(np.random.default_rng(0) for _ in range(blank))],
+                len(chosen),
+            )
 
     def _pick(self, unit: int, rng: np.random.Generator) -> Int64[np.ndarray, " images"]:
         mine, wanted = self._of_unit[unit], self._images_per_unit

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,18 +28,18 @@ class Rows:
 
     values: Float[Tensor, "units numbers"]
 
-    def squared_norms(self) -> Float[Tensor, " units"]:
-        """Of each unit's row, in double precision."""
+    def squared_norms(self) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
+        """Of each unit's row, in double precision, and how far off they may be: not at all."""
         norms: Tensor = torch.linalg.vector_norm(self.values, dim=1, dtype=torch.float64)
-        return norms.square()
+        return norms.square(), torch.zeros_like(norms)
 
     def weighted_sum(self, factors: Float[Tensor, " units"]) -> Float[Tensor, " numbers"]:
         """The sum of the rows, each times its factor."""
         return factors @ self.values
 
-    def rows(self) -> Rows:
-        """Itself."""
-        return self
+    def rows(self, chosen: Bool[Tensor, " units"] | None = None) -> Rows:
+        """Those of the chosen units."""
+        return self if chosen is None else Rows(self.values[chosen])
 
     def only(self, finite: Tensor) -> Rows:
         """The same with every other unit's row zero."""
@@ -63,19 +63,30 @@ class Factors:
         """Whether a unit's written-out gradient is smaller than the two Gram matrices that its norm would need."""
         return 2 * self.inputs.shape[2] ** 2 >= self.inputs.shape[3] * self.outputs.shape[3]
 
-    def squared_norms(self) -> Float[Tensor, " units"]:
-        """The ghost identity: the sum over pairs of tokens of the products of their inputs' and outputs' products."""
+    def squared_norms(self) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
+        """By the ghost identity: over pairs of tokens, products of inputs times products of outputs. And how far off.
+
+        Where tokens cancel, what is left may be less than the rounding of what cancelled, and a model can be made to
+        cancel. The second value bounds that: rounding of the two Gram matrices against the tokens' lengths, and what
+        falls below the smallest numbers.
+        """
         seen, given = self.inputs @ self.inputs.mT, self.outputs @ self.outputs.mT
-        return seen.mul_(given).sum(dim=(1, 2, 3), dtype=torch.float64).clamp_(min=0.0)
+        inputs, outputs = (gram.diagonal(dim1=2, dim2=3).double().clamp(min=0.0).sqrt() for gram in (seen, given))
+        squared = seen.mul_(given).sum(dim=(1, 2, 3), dtype=torch.float64).clamp_(min=0.0)
+        numbers, limits = self.inputs.shape[3] + self.outputs.shape[3], torch.finfo(self.inputs.dtype)
+        rounding = 4 * limits.eps * numbers**0.5 * (inputs * outputs).sum(dim=2).square()
+        underflow = limits.tiny * numbers * (inputs.sum(dim=2).square() + outputs.sum(dim=2).square())
+        return squared, (rounding + underflow).sum(dim=1)
 
     def weighted_sum(self, factors: Float[Tensor, " units"]) -> Float[Tensor, " numbers"]:
         """One contraction over units and tokens, as in an ordinary backward pass."""
         outputs = self.outputs * factors[:, None, None, None]
         return torch.einsum("ugto,ugti->goi", outputs, self.inputs).flatten()
 
-    def rows(self) -> Rows:
-        """Written out."""
-        return Rows((self.outputs.mT @ self.inputs).flatten(1))
+    def rows(self, chosen: Bool[Tensor, " units"] | None = None) -> Rows:
+        """Written out, for the chosen units."""
+        inputs, outputs = (self.inputs, self.outputs) if chosen is None else (self.inputs[chosen], self.outputs[chosen])
+        return Rows((outputs.mT @ inputs).flatten(1))
 
     def only(self, finite: Tensor) -> Factors:
         """The same with every other unit's inputs and outputs zero: 0 * NaN would be NaN."""

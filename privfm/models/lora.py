@@ -48,17 +48,17 @@ class LowRankLinear(nn.Module):
 
 
 def add_adapters(backbone: Backbone, rank: int, seed: int) -> None:
-    """Give every linear layer an adapter; the same seed gives the same start, at which nothing is changed.
+    """Give every linear layer that can train an adapter; the same seed gives the same start, which changes nothing.
 
     Raises:
-        PlanError: the backbone has no linear layer.
+        PlanError: the backbone has no such layer.
     """
     generator = torch.Generator().manual_seed(seed)
     found = [
         (parent, name, child)
-        for parent in backbone.timm.modules()
+        for path, parent in backbone.named_modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear
+        if type(child) is nn.Linear and f"{path}.{name}.weight" not in backbone.fixed
     ]
     if not found:
         raise PlanError(f"trainable = lora: {backbone.spec.name} has no linear layers; use last-K or norm-bias")

@@ -176,24 +176,25 @@ class ClippedAfterAveraging(ClipIgnored):
 
 
 class MicroBatchesClipped(ClippingEngine):
-    def add(self, losses: Callable[[], Tensor], units: int) -> None:
+    def add(self, losses: Callable[[], Tensor], units: int, counted: int | None = None) -> None:
         kept, self._sum = self._sum, torch.zeros_like(self._sum)
         whole, self._clip_norm = self._clip_norm, 1e9
-        super().add(losses, units)
+        super().add(losses, units, counted)
         self._clip_norm = whole
         self._sum = kept + self._sum * min(1.0, whole / max(1e-30, float(self._sum.norm())))
 
 
 class CountedTwice(ClippingEngine):
-    def add(self, losses: Callable[[], Tensor], units: int) -> None:
-        super().add(losses, units)
-        super().add(losses, units)
+    def add(self, losses: Callable[[], Tensor], units: int, counted: int | None = None) -> None:
+        super().add(losses, units, counted)
+        super().add(losses, units, counted)
 
 
 class NanLetThrough(ClippingEngine):
-    def add(self, losses: Callable[[], Tensor], units: int) -> None:
+    def add(self, losses: Callable[[], Tensor], units: int, counted: int | None = None) -> None:
         for share in one_pass_shares(self, losses, units):
             factors = (self._clip_norm / share.norm(dim=1).clamp(min=self._clip_norm)).float()
+            factors[counted:] = 0.0
             self._sum += factors @ share
 
 
@@ -205,8 +206,9 @@ def calls_clipped_apart(patch: Patch) -> None:
     class Apart(Rows):
         parts: list[Any]
 
-        def squared_norms(self) -> Tensor:
-            return torch.stack([part.squared_norms() for part in self.parts]).sum(dim=0)
+        def squared_norms(self) -> tuple[Tensor, Tensor]:
+            squared = torch.stack([part.squared_norms()[0] for part in self.parts]).sum(dim=0)
+            return squared, torch.zeros_like(squared)
 
     joined = one_pass.joined
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privfm.dp.clipping import ClippingEngine, check_clippable, gradient_norms
+from privfm.errors import ModelError
 from privfm.gradients import Factors, unit_shares
 
 VIEWS = 3
@@ -198,7 +199,7 @@ def test_both_ways_to_a_norm_agree(tokens: int) -> None:
     inputs = torch.randn(5, 2, tokens, 7, generator=random)
     factors = Factors(inputs, torch.randn(5, 2, tokens, 4, generator=random))
     assert factors.cheaper_as_rows == (tokens > 3)
-    torch.testing.assert_close(factors.squared_norms(), factors.rows().squared_norms(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(factors.squared_norms()[0], factors.rows().squared_norms()[0], rtol=1e-5, atol=0)
     weights = torch.rand(5, generator=random)
     torch.testing.assert_close(factors.weighted_sum(weights), factors.rows().weighted_sum(weights))
 
@@ -206,7 +207,7 @@ def test_both_ways_to_a_norm_agree(tokens: int) -> None:
 def test_norms_of_units_that_cancel_are_never_below_zero() -> None:
     inputs = torch.full((1, 1, 2, 3), 1e3)
     outputs = torch.tensor([1.0, -1.0]).reshape(1, 1, 2, 1)
-    assert Factors(inputs, outputs).squared_norms().tolist() == [0.0]
+    assert Factors(inputs, outputs).squared_norms()[0].tolist() == [0.0]
 
 
 def test_a_clip_norm_that_is_not_positive_is_refused() -> None:
@@ -245,3 +246,73 @@ def test_bfloat16_layers_are_clipped_to_the_same_norm(name: str) -> None:
     engine = ClippingEngine(network, clip_norm)
     engine.add(lambda: unit_losses(network, x), 5)
     torch.testing.assert_close(engine.finish().vector, oracle(network, x, clip_norm))
+
+
+class Cancelling(nn.Module):
+    """One layer whose tokens share a part that is as large as the caller wants, under gradients that add up to zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64, bias=False)
+
+    def losses(self, common: float, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        seen = common * torch.randn(64, generator=generator) + torch.randn(1, 4, 64, generator=generator)
+        pulls = torch.randn(1, 4, 64, generator=generator)
+        return (self.layer(seen) * (pulls - pulls.mean(dim=1, keepdim=True))).sum(dim=(1, 2))
+
+
+@pytest.mark.parametrize("common", [1.0, 1e2, 1e3, 1e4, 1e5, 1e6])
+def test_tokens_that_cancel_let_nothing_through(common: float) -> None:
+    """A model can be made to cancel: then a norm from products of tokens is rounding, and clips nothing."""
+    network = Cancelling()
+    for seed in range(20):
+        engine = ClippingEngine(network, 1.0)
+        engine.add(partial(network.losses, common, seed), 1)
+        released = float(engine.finish().vector.double().norm())
+        assert released <= 1 + 1e-3
+
+
+@pytest.mark.parametrize("clip_norm", [1e-3, 1e-5])
+def test_numbers_too_small_to_multiply_let_nothing_through(clip_norm: float) -> None:
+    network = nn.Linear(8, 8, bias=False)
+    seen, pulls = torch.full((1, 4, 8), 1e-23), torch.full((1, 4, 8), 1e17)
+    engine = ClippingEngine(network, clip_norm)
+    engine.add(lambda: (network(seen) * pulls).sum(dim=(1, 2)), 1)
+    assert float(engine.finish().vector.double().norm()) <= clip_norm * (1 + 1e-3)
+
+
+def test_a_gradient_too_long_to_be_scaled_counts_as_none() -> None:
+    network = nn.Linear(4, 4, bias=False)
+    engine = ClippingEngine(network, 1e-5)
+    engine.add(lambda: network(torch.full((1, 4), 1e18)).sum(dim=1) * 1e14, 1)
+    done = engine.finish()
+    assert not done.vector.any()
+    assert done.within == 0
+
+
+def test_units_that_make_up_the_number_add_nothing(network: nn.Module) -> None:
+    x = batch(6)
+    engine = ClippingEngine(network, 0.1)
+    engine.add(lambda: unit_losses(network, x), 6, counted=4)
+    done = engine.finish()
+    torch.testing.assert_close(done.vector, oracle(network, x[: 4 * VIEWS], 0.1), rtol=1e-5, atol=1e-6)
+    assert done.units == 4
+
+
+class Swapped(nn.Module):
+    """Hands each unit's rows to another on the way through a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flip(0)).flip(0)
+
+
+def test_gradients_that_go_to_another_unit_are_noticed() -> None:
+    """Their sum is right, so that only a look at each unit finds it."""
+    network, x = Swapped(), batch(2)
+    with pytest.raises(ModelError, match="another's"):
+        check_clippable(network, lambda: unit_losses(network, x), 2)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from privfm.data import load_images
 from privfm.errors import PlanError
 from privfm.federation import device
-from privfm.federation.device import pick_device, units_at_a_time
+from privfm.federation.device import micro_batch_of, pick_device, units_at_a_time
 from privfm.federation.network import build_learner
+from privfm.federation.planning import complete_plan
+from privfm.federation.unit_batches import UnitSource
+from privfm.ids import HospitalId
 from privfm.plan import Plan
 
 CPU = torch.device("cpu")
@@ -44,3 +49,27 @@ def test_a_gpu_that_is_not_there_is_an_error_in_a_line() -> None:
     with pytest.raises(PlanError, match="--device cuda:3: torch sees 0 GPUs here; use auto or cpu"):
         pick_device("cuda:3")
     assert pick_device("auto") == CPU
+
+
+def test_batches_have_one_public_size(tiny_plan: Callable[..., Plan]) -> None:
+    """Arithmetic may depend on how many units are computed together, and that must not depend on who was drawn."""
+    images = load_images("phantom", image_size=16, patients=9)
+    source = UnitSource(images, images_per_unit=2, views=1, micro_batch=4, device=CPU)
+
+    def drawn(count: int) -> list[tuple[int, int]]:
+        batches = source.batches(np.arange(count), lambda unit: np.random.default_rng(0))
+        return [(len(batch.views), batch.count) for batch in batches]
+
+    assert drawn(3) == [(4, 3)]
+    assert drawn(9) == [(4, 4), (4, 4), (4, 1)]
+    assert drawn(0) == []
+    (batch,) = source.batches(np.arange(3), lambda unit: np.random.default_rng(0))
+    assert not batch.views[3].any()
+    assert len(batch.rngs) == 4
+
+
+def test_a_micro_batch_is_a_quarter_of_what_a_step_expects(tiny_plan: Callable[..., Plan]) -> None:
+    plan = complete_plan(
+        tiny_plan(), {HospitalId(name): units for name, units in (("a", 60), ("b", 5), ("c", 900))}, 1.0
+    )
+    assert [micro_batch_of(plan, hospital, 64) for hospital in plan.hospitals] == [8, 1, 64]

@@ -210,7 +210,7 @@ def test_a_use_that_is_not_understood_collects_nothing() -> None:
 
 def test_a_use_that_is_half_understood_is_noticed() -> None:
     network, x, _ = made(HalfEscaping)
-    with pytest.raises(ModelError, match="do not add up"):
+    with pytest.raises(ModelError, match="cannot be told"):
         check_clippable(network, lambda: losses(network, x), UNITS)
 
 

@@ -107,3 +107,11 @@ def test_units_gradients_of_adapters_are_found_in_one_pass() -> None:
 def test_a_network_without_linear_layers_takes_none() -> None:
     with pytest.raises(PlanError, match="resnet18 has no linear layers; use last-K or norm-bias"):
         add_adapters(build_backbone(BackboneSpec("resnet18"), seed=0), 4, 0)
+
+
+def test_a_layer_that_may_not_train_gets_no_adapter() -> None:
+    backbone = build_backbone(VIT, seed=0)
+    backbone.fix(frozenset({"timm.blocks.0.attn.qkv.weight"}))
+    add_adapters(backbone, rank=3, seed=1)
+    assert type(backbone.timm.blocks[0].attn.qkv) is torch.nn.Linear
+    assert isinstance(backbone.timm.blocks[1].attn.qkv, LowRankLinear)

@@ -80,7 +80,12 @@ def test_fixed_parameters_stay_fixed_through_changes_of_mind() -> None:
 
 @pytest.mark.parametrize(
     ("which", "reason"),
-    [("some", "use all, norm-bias, lora or last-K"), ("last-0", "last-K"), ("last-7", "has 6 blocks"), ("last-", "last-K")],
+    [
+        ("some", "use all, norm-bias, lora or last-K"),
+        ("last-0", "last-K"),
+        ("last-7", "has 6 blocks"),
+        ("last-", "last-K"),
+    ],
 )
 def test_refused(which: str, reason: str) -> None:
     with pytest.raises(PlanError, match=reason):
