@@ -12,6 +12,7 @@ from privfm.federation.directory import RunDirectory
 from privfm.federation.network import load_network
 from privfm.federation.verifying import begun_plan, verify_run
 from privfm.files import write_atomic
+from privfm_attacks.canaries import audit_canaries
 from privfm_attacks.mechanism import audit_mechanism
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
@@ -51,7 +52,11 @@ def _verified(directory: RunDirectory) -> Iterator[Finding]:
             yield Finding("ledger", False, f"{hospital.id}: {error}")
 
 
-AUDITS: dict[str, Callable[[RunDirectory], AuditResult]] = {"mechanism": _mechanism, "ledgers": _ledgers}
+AUDITS: dict[str, Callable[[RunDirectory], AuditResult]] = {
+    "mechanism": _mechanism,
+    "canaries": lambda directory: audit_canaries(begun_plan(directory)),
+    "ledgers": _ledgers,
+}
 """In the order in which they run."""
 
 

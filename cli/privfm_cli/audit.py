@@ -19,13 +19,14 @@ __all__ = ["audit"]
 def audit(
     run: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
     only: Annotated[
-        list[str] | None, typer.Option(help="mechanism or ledgers; may be given twice.", show_default="all")
+        list[str] | None, typer.Option(help="mechanism, canaries or ledgers; may be repeated.", show_default="all")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
-    """Audit the run in RUN: does its mechanism do what it declares, and do its ledgers match its records?
+    """Audit the run in RUN: does its mechanism do what it declares, what can canaries tell, do ledgers match records?
 
-    Writes audit.json into the folder. Exit code 4 when an audit's verdict is LEAK.
+    Mechanism and canaries run the plan's mechanism again on made-up units; no image is read. Writes audit.json into the
+    folder. Exit code 4 when an audit's verdict is LEAK.
     """
     from privfm_attacks.run import FILE, audit_run
 

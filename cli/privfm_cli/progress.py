@@ -183,5 +183,5 @@ def duration(seconds: float) -> str:
 
 def _losses(record: RoundRecord) -> str:
     """The losses that a round shows: on public images, and the hospitals' own where the plan asks for it."""
-    own = "" if record.local_loss is None else f", hospitals' own {record.local_loss:.3f} (noised)"
+    own = "" if record.local_loss is None else ", hospitals' own {:.3f}, noise ±{:.3f}".format(*record.local_loss)
     return f"public loss {record.public_loss:.4f}{own}"

@@ -11,7 +11,7 @@ from privfm.dp.accounting import epsilon
 from privfm.dp.events import total_steps
 from privfm.dp.ledger import Ledger
 from privfm.dp.statement import ComposedGuarantee, worst_composition
-from privfm.errors import InputError, PlanError
+from privfm.errors import InputError, LedgerError, PlanError
 from privfm.plan import Plan, parse_plan, read_plan
 
 __all__ = [
@@ -146,21 +146,28 @@ def verify_ledgers(path: Path) -> tuple[CheckedLedger, ...]:
 
 
 def ledger_files(path: Path) -> list[Path]:
-    """Return the ledgers of a run's folder or of any other, or the one at `path`; InputError for none."""
+    """Return the ledgers of a run's hospitals, or of any other folder, or the one at `path`.
+
+    Raises:
+        InputError: there is none.
+        LedgerError: one of a run's hospitals has none.
+    """
     if path.is_file():
         return [path]
     folder = path / "ledgers" if (path / "ledgers").is_dir() else path
-    hospitals = _hospitals_of(path)
-    files = [file for file in sorted(folder.glob("*.sqlite")) if hospitals is None or file.stem in hospitals]
+    plan = plan_of(path) if run_of(path) else None
+    if plan is not None:
+        files = [folder / f"{hospital.id}.sqlite" for hospital in plan.hospitals]
+        for file in files:
+            if not file.is_file():
+                raise LedgerError(
+                    f"{file}: no such ledger; restore a backup, then privfm budget recover {path} {file.stem}"
+                )
+        return files
+    files = sorted(folder.glob("*.sqlite"))
     if not files:
         raise InputError(f"{path}: no ledger here; give a run's folder or a ledger's .sqlite file")
     return files
-
-
-def _hospitals_of(path: Path) -> set[str] | None:
-    """Return the hospitals of the run whose folder `path` is, when its ledgers lie beside other hospitals'."""
-    plan = plan_of(path) if (path / "ledgers").is_symlink() else None
-    return {each.id for each in plan.hospitals} if plan else None
 
 
 def plan_of(path: Path) -> Plan | None:

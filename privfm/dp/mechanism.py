@@ -166,6 +166,10 @@ class StepMechanism:
         noise = self.noise_multiplier * half * float(stream.normal(1, self.noise_terms)[0])
         return half + (total + noise) / self.divisor
 
+    def mean_std(self, bound: float) -> float:
+        """Return the standard deviation of a released mean's noise."""
+        return self.noise_multiplier * bound / 2 / self.divisor
+
     def mean_reach(self, bound: float) -> float:
         """Return how far from zero a released mean can lie, noise and twice the expected draw included."""
         return bound / 2 * (3 + NOISE_TAIL * self.noise_multiplier / self.divisor)

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from privfm.errors import RunError
+from privfm.errors import PlanError, RunError
 from privfm.federation.building import build_network
 from privfm.files import write_atomic
 from privfm.models import DEFAULT_BACKBONE, BackboneSpec, set_trainable
@@ -40,13 +40,22 @@ class Learner(NamedTuple):
 
 
 def backbone_spec(plan: Plan) -> BackboneSpec:
-    """Return the backbone that the plan names, or the default one, at the plan's image size."""
+    """Return the backbone that the plan names, or the default one, at the plan's image size.
+
+    Raises:
+        PlanError: patches do not cover an image.
+    """
     model, data = plan.model, plan.data
     named = BackboneSpec(model.backbone) if model.backbone is not None else _default_spec(data.image_size)
+    patch = model.patch_size or named.patch_size
+    if patch is not None and data.image_size % patch:
+        raise PlanError(
+            f"data.image_size: {data.image_size} is no multiple of the patch size {patch}; change one of them"
+        )
     return BackboneSpec(
         name=named.name,
         image_size=data.image_size,
-        patch_size=model.patch_size or named.patch_size,
+        patch_size=patch,
         channels=data.channels,
         width=model.width or named.width,
         depth=model.depth or named.depth,

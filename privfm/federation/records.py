@@ -20,8 +20,8 @@ class RoundRecord:
         survivors: hospitals in the sum.
         update_norm: L2 norm of the averaged update.
         public_loss: the new model's loss on built-in public images.
-        local_loss: the survivors' own mean loss on the model before the round, noised by each of them; None if the
-            plan does not show it.
+        local_loss: the survivors' own mean loss on the model before the round, noised by each of them, and the standard
+            deviation of that noise; None if the plan does not show it.
         epsilon: what each hospital's ledger has charged this run by now.
         transcript: hex of the protocol's transcript hash.
         model_hash: hex of the SHA-256 of the model that the round started from.
@@ -34,7 +34,7 @@ class RoundRecord:
     survivors: tuple[str, ...]
     update_norm: float
     public_loss: float
-    local_loss: float | None
+    local_loss: tuple[float, float] | None
     epsilon: dict[str, float]
     transcript: str
     model_hash: str
@@ -46,7 +46,8 @@ class RoundRecord:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> RoundRecord:
         """Return the record that `to_json` wrote; KeyError or TypeError when a field is missing or unknown."""
-        lists = {name: tuple(content[name]) for name in ("cohort", "survivors")}
+        names = ["cohort", "survivors", *(["local_loss"] if content["local_loss"] is not None else [])]
+        lists = {name: tuple(content[name]) for name in names}
         return cls(**{**content, **lists})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from privfm.federation.announcement import Announcement
 from privfm.federation.engines import Engine
-from privfm.federation.planning import update_weight
+from privfm.federation.planning import mechanism_of, update_weight
 from privfm.ids import HospitalId
 from privfm.plan import Plan
 from privfm.secagg import RoundSpec, Stage, dequantise, server
@@ -86,9 +87,18 @@ def average_update(plan: Plan, secure: SecureSum) -> Float[Tensor, " parameters"
     return torch.from_numpy(secure.total / _weight(plan, secure)).float()
 
 
-def average_loss(plan: Plan, secure: SecureSum) -> float | None:
-    """Return the survivors' noised mean loss, weighted as their updates are; None where the plan does not show it."""
-    return None if secure.loss is None else secure.loss / _weight(plan, secure)
+def average_loss(plan: Plan, secure: SecureSum) -> tuple[float, float] | None:
+    """Return the survivors' noised mean loss, weighted as their updates are, and the standard deviation of its noise.
+
+    None where the plan does not show it.
+    """
+    bound = plan.evaluation.loss_bound
+    if secure.loss is None or bound is None:
+        return None
+    hospitals = [plan.hospital(HospitalId(name)) for name in secure.survivors]
+    stds = [update_weight(plan, hospital) * mechanism_of(plan, hospital).mean_std(bound) for hospital in hospitals]
+    weight = _weight(plan, secure)
+    return secure.loss / weight, math.hypot(*stds) / weight
 
 
 def _weight(plan: Plan, secure: SecureSum) -> float:

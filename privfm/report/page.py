@@ -156,8 +156,10 @@ def _loss_chart(run: RunDirectory, loss: PublicLoss | None) -> LineChart | None:
 
 
 def _local_loss_chart(run: RunDirectory) -> LineChart | None:
-    curve = [(record.round, record.local_loss) for record in run.rounds if record.local_loss is not None]
-    return _over_rounds("Hospitals' own mean loss, noised", curve, None)
+    shown = [(record.round, *record.local_loss) for record in run.rounds if record.local_loss is not None]
+    noise = max((std for _, _, std in shown), default=0.0)
+    curve = [(number, value) for number, value, _ in shown]
+    return _over_rounds(f"Hospitals' own mean loss, each value with noise of ±{noise:.2g}", curve, None)
 
 
 def _norm_chart(run: RunDirectory) -> LineChart | None:

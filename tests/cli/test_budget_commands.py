@@ -49,6 +49,16 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("command", ["show", "cap", "verify"])
+def test_a_hospital_without_its_ledger_is_not_left_out(
+    run: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "run.json").write_text("{}")
+    (run / "ledgers" / "south.sqlite").unlink()
+    assert main(["budget", command, str(run)]) == 4
+    assert "south.sqlite: no such ledger; restore a backup" in capsys.readouterr().err
+
+
 def test_showing_a_run_composes_each_ledger_under_the_plans_delta(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

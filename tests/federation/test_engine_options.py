@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from privfm.dp.events import total_steps
 from privfm.dp.ledger import Ledger
 from privfm.federation.directory import RunDirectory
-from privfm.federation.planning import mechanism_of
+from privfm.federation.planning import mechanism_of, update_weight
 from privfm.federation.stating import state_run
 from privfm.federation.training import train
 from privfm.plan import Plan
@@ -67,7 +68,14 @@ def test_losses_are_shown_when_asked_for_and_only_then(tiny_plan: Callable[..., 
     bound = run.plan.evaluation.loss_bound
     assert bound is not None
     assert run.plan.planned_steps == run.plan.federation.rounds * (run.plan.federation.local_steps + 1)
-    assert all(record.local_loss is not None and -bound < record.local_loss < 2 * bound for record in run.records())
+    for record in run.records():
+        assert record.local_loss is not None
+        value, std = record.local_loss
+        assert -bound < value < 2 * bound
+        parts = [
+            update_weight(run.plan, each) * mechanism_of(run.plan, each).mean_std(bound) for each in run.plan.hospitals
+        ]
+        assert std == pytest.approx(math.hypot(*parts) / len(parts))
     assert any("mean loss of each hospital" in release for release in state_run(run).releases)
     train(tiny_plan(evaluation={"probe": False}), tmp_path / "silent")
     assert all(record.local_loss is None for record in RunDirectory(tmp_path / "silent").records())

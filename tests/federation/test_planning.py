@@ -7,6 +7,7 @@ from privfm.dp import calibration
 from privfm.dp.accounting import epsilon
 from privfm.dp.workers import ask_workers
 from privfm.errors import PlanError
+from privfm.federation.network import backbone_spec
 from privfm.federation.planning import complete_plan, mechanism_of, update_weight, vector_spec
 from privfm.ids import HospitalId
 from privfm.plan import Plan, parse_plan
@@ -117,3 +118,10 @@ def test_a_plan_that_is_not_complete_runs_nowhere() -> None:
         mechanism_of(plan, plan.hospitals[0])
     with pytest.raises(ValueError, match="complete it"):
         vector_spec(plan, 10)
+
+
+@pytest.mark.parametrize(("size", "patch"), [(17, 4), (16, 5)])
+def test_patches_that_do_not_cover_an_image_are_refused(size: int, patch: int) -> None:
+    plan = parse_plan({"data": {"image_size": size}, "model": {"patch_size": patch}})
+    with pytest.raises(PlanError, match=f"image_size: {size} is no multiple of the patch size {patch}"):
+        backbone_spec(plan)

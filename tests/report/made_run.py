@@ -65,7 +65,7 @@ def _round(number: int, hospitals: tuple[str, ...]) -> dict[str, object]:
         "survivors": hospitals,
         "update_norm": 0.5 + 1 / number,
         "public_loss": 0.8 + 0.25 * math.exp(-number / 3),
-        "local_loss": 0.9 + 0.2 * math.exp(-number / 3),
+        "local_loss": [0.9 + 0.2 * math.exp(-number / 3), 0.05],
         "epsilon": {name: 2.2 * math.sqrt(number) + 0.02 * i for i, name in enumerate(hospitals)},
         "transcript": f"{number:064x}",
         "model_hash": f"{number + 100:064x}",

@@ -1,0 +1,174 @@
+"""The canary audit: units with known gradients, in or out by a secret coin, told apart by the noised steps themselves.
+
+It is a rehearsal: the mechanism of the plan runs all its steps on canaries alone, with orthonormal gradients of one
+clip norm, and the attacker sees every noised sum before it is masked, which no coordinator does. A bound above the
+epsilon that the plan claims means that the mechanism does not do what is charged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from privfm.dp.accounting import epsilon
+from privfm.dp.coins import SystemCoins
+from privfm.federation.planning import mechanism_of
+from privfm.plan import HospitalPlan, Plan
+from privfm_attacks.bench import INPUTS, OUTPUTS, Bench
+from privfm_attacks.bounds import clopper_pearson_bound, epsilon_of_mu, gaussian_pair_bound, mu_of_errors, one_run_bound
+from privfm_attacks.verdicts import AuditResult, Finding, Verdict
+
+__all__ = ["CONFIDENCE", "audit_canaries"]
+
+CANARIES = 400
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Of each canary: the log likelihood ratio of what was released if it was in, and whether it was."""
+
+    values: Float[np.ndarray, " canaries"]
+    included: Bool[np.ndarray, " canaries"]
+
+    @property
+    def inside(self) -> Float[np.ndarray, " inside"]:
+        return np.asarray(self.values[self.included])
+
+    @property
+    def outside(self) -> Float[np.ndarray, " outside"]:
+        return np.asarray(self.values[~self.included])
+
+
+def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
+    """Return the audit of a complete plan: a bound for every hospital, of those with equal numbers one.
+
+    Args:
+        canaries: of which each is in with probability 1/2.
+    """
+    equal = list({mechanism_of(plan, hospital): hospital for hospital in plan.hospitals}.values())
+    alpha = (1 - CONFIDENCE) / len(equal)
+    rows = [_audit_hospital(plan, hospital, canaries, alpha) for hospital in equal]
+    worst = max(rows, key=lambda row: row.bound - row.claim)
+    return AuditResult(
+        name="canaries",
+        verdict=_verdict(rows),
+        sentence=f"at least epsilon = {worst.bound:.2f} with {CONFIDENCE:.0%} confidence; could have seen up to "
+        f"{worst.ceiling:.3g}; claimed {worst.claim:.2f}",
+        attacker="one who sees every noised step sum of a hospital before masking, and put canaries into its data",
+        null_means="It does not show that images are as hard to tell apart as the bound allows, nor that epsilon is as "
+        "small as the bound: it shows that these canaries could not tell more.",
+        findings=tuple(finding for row in rows for finding in row.findings),
+        figures={
+            "bound": worst.bound,
+            "claim": worst.claim,
+            "ceiling": worst.ceiling,
+            "control": min(row.control for row in rows),
+            "clopper_pearson": worst.clopper_pearson,
+            "clopper_pearson_ceiling": _clopper_pearson_ceiling(canaries // 2, plan.privacy.delta, alpha),
+            "one_run": worst.one_run,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    hospital: str
+    claim: float
+    bound: float
+    ceiling: float
+    control: float
+    clopper_pearson: float
+    one_run: float
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return (
+            Finding(
+                "bound within the claim",
+                self.bound <= self.claim,
+                f"{self.hospital}: epsilon is at least {self.bound:.2f} by normal scores, {self.clopper_pearson:.2f} "
+                f"by error counts, {self.one_run:.2f} whatever the scores; claimed {self.claim:.2f}",
+            ),
+            Finding(
+                "control caught",
+                self.control > self.claim,
+                f"{self.hospital}: without noise to speak of the same canaries show {self.control:.3g}",
+            ),
+        )
+
+
+def _verdict(rows: list[_Row]) -> Verdict:
+    if any(row.bound > row.claim for row in rows):
+        return Verdict.LEAK
+    if any(row.ceiling <= row.claim or row.control <= row.claim for row in rows):
+        return Verdict.INCONCLUSIVE
+    return Verdict.NO_LEAK_DETECTED
+
+
+def _audit_hospital(plan: Plan, hospital: HospitalPlan, canaries: int, alpha: float) -> _Row:
+    delta, steps, bench = plan.privacy.delta, plan.planned_steps, Bench(plan, hospital)
+    event = mechanism_of(plan, hospital).event(steps)
+    scores = _score(bench, canaries, steps)
+    return _Row(
+        hospital=hospital.id,
+        claim=epsilon([event], delta),
+        bound=gaussian_pair_bound(scores.inside, scores.outside, delta, alpha),
+        ceiling=_ceiling(bench.mechanism.sample_rate, steps, canaries, delta, alpha),
+        control=_control(plan, hospital, canaries, alpha),
+        clopper_pearson=clopper_pearson_bound(scores.inside, scores.outside, 0.0, delta, alpha),
+        one_run=one_run_bound(scores.values, scores.included, canaries // 4, delta, alpha),
+    )
+
+
+def _control(plan: Plan, hospital: HospitalPlan, canaries: int, alpha: float) -> float:
+    """The same audit with a thousandth of the noise."""
+    bench = Bench(plan, hospital)
+    bench.mechanism = replace(bench.mechanism, noise_multiplier=bench.mechanism.noise_multiplier / 1000)
+    scores = _score(bench, canaries, plan.planned_steps)
+    return gaussian_pair_bound(scores.inside, scores.outside, plan.privacy.delta, alpha)
+
+
+def _score(bench: Bench, canaries: int, steps: int) -> _Scores:
+    """Run all steps with the canaries whose coin fell so; score each along its own direction.
+
+    The score is the likelihood ratio of the mechanism as declared: of a step's value x, in clip norms, under
+    (1 - q) N(0, sigma^2) + q N(1, sigma^2) against N(0, sigma^2).
+    """
+    if canaries > INPUTS * OUTPUTS:
+        raise ValueError(f"canaries={canaries}: at most {INPUTS * OUTPUTS} directions are there")
+    coins = SystemCoins()
+    included = coins.stream("inclusion").words(canaries) % 2 == 1
+    places = torch.from_numpy(np.flatnonzero(included))
+    rows = torch.nn.functional.one_hot(places // INPUTS, OUTPUTS).float() * bench.mechanism.clip_norm
+    releases = bench.releases(rows, coins, micro_batch=len(rows), columns=places % INPUTS)
+    declared = mechanism_of(bench.plan, bench.hospital)
+    rate, variance = declared.sample_rate, declared.gradient_noise_multiplier**2
+    values = np.zeros(canaries)
+    for step in range(steps):
+        clip_norm = releases.mechanism.clip_norm
+        released = releases.gradient((1, 0, step)).vector[:canaries].double().numpy()
+        seen = released * declared.divisor / clip_norm
+        with np.errstate(divide="ignore"):
+            values += np.logaddexp(np.log1p(-rate), np.log(rate) + (2 * seen - 1) / (2 * variance))
+    return _Scores(values, included)
+
+
+def _ceiling(rate: float, steps: int, canaries: int, delta: float, alpha: float) -> float:
+    """What the deciding bound would be without any noise, when taking part at random alone blurs the scores."""
+    if rate == 1.0:
+        return epsilon_of_mu(1e3, delta)
+    inside, outside = np.zeros(canaries // 2), np.zeros(canaries // 2)
+    half = math.sqrt(steps * rate * (1 - rate))
+    inside += rate * steps + half * np.where(np.arange(len(inside)) % 2, 1.0, -1.0)
+    return gaussian_pair_bound(inside, outside, delta, alpha)
+
+
+def _clopper_pearson_ceiling(each: int, delta: float, alpha: float) -> float:
+    """What error counts show when there is no error."""
+    upper = 1 - (alpha / 2) ** (1 / each)
+    return epsilon_of_mu(mu_of_errors(upper, upper), delta)
