@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from privfm.dp.accounting import accountant_version
 from privfm.dp.ledger import Ledger
 from privfm.dp.statement import (
+    AuditBound,
     ComposedGuarantee,
     FinalModelGuarantee,
     HospitalStatement,
@@ -15,6 +16,7 @@ from privfm.dp.statement import (
     hospital_statement,
     worst_composition,
 )
+from privfm.errors import RunError
 from privfm.federation.directory import RunDirectory
 from privfm.federation.planning import mechanism_of
 from privfm.federation.summed import sum_guarantee
@@ -67,7 +69,23 @@ def state_run(directory: RunDirectory, hospital: str | None = None) -> PrivacySt
             for_sums=sums_of(directory, plan, ledgers, facts.run),
         )
     rows = tuple(row for row in whole.hospitals if hospital in (None, row.id))
-    return whole.model_copy(update={"hospitals": rows})
+    return whole.model_copy(update={"hospitals": rows, "audits": _audits(directory)})
+
+
+def _audits(directory: RunDirectory) -> tuple[AuditBound, ...]:
+    """Return the bounds on epsilon that audits of the run have found, from audit.json; () before one was made."""
+    path = directory.root / "audit.json"
+    if not path.exists():
+        return ()
+    try:
+        found = [(each["name"], each["figures"]) for each in directory.read_json(path.name)["audits"]]
+        return tuple(
+            AuditBound(audit=name, lower_bound=told["bound"], ceiling=told["ceiling"], confidence=told["confidence"])
+            for name, told in found
+            if "bound" in told
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: not what an audit writes ({type(error).__name__}); run privfm audit again") from None
 
 
 def _probed(directory: RunDirectory, plan: Plan) -> bool:

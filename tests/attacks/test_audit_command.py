@@ -78,3 +78,17 @@ def test_bad_input_is_one_line(
     where = str(run) if arguments[0] == "--only" else str(tmp_path / arguments.pop())
     assert main(["audit", where, *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_statement_tells_what_canaries_showed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(run), "--only", "canaries"]) == 0
+    figures = json.loads((run / "audit.json").read_text())["audits"][0]["figures"]
+    capsys.readouterr()
+    assert main(["budget", "statement", str(run), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["audits"]
+    assert (told["audit"], told["lower_bound"], told["confidence"]) == ("canaries", figures["bound"], 0.99)
+    kept = (run / "audit.json").read_text()
+    (run / "audit.json").write_text('{"audits": [{}]}')
+    assert main(["budget", "statement", str(run)]) == 1
+    assert "run privfm audit again" in capsys.readouterr().err
+    (run / "audit.json").write_text(kept)
