@@ -266,6 +266,11 @@ class Plan(Section):
         return min(hospital.epsilon or self.privacy.epsilon, self.privacy.epsilon)
 
     @property
+    def shown_loss_bound(self) -> float | None:
+        """What a unit's loss counts as at most where hospitals' losses are shown; None where they are not."""
+        return self.evaluation.loss_bound if self.evaluation.local_loss else None
+
+    @property
     def steps_per_round(self) -> int:
         """Noisy steps of a hospital in a round: those that train, and one for the loss where it is shown."""
         return self.federation.local_steps + self.evaluation.local_loss

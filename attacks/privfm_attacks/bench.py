@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +19,7 @@ from privfm.federation.releases import Releases
 from privfm.federation.unit_batches import UnitBatch
 from privfm.plan import HospitalPlan, Plan
 
-__all__ = ["INPUTS", "OUTPUTS", "Bench", "Dial", "KnownUnits"]
+__all__ = ["INPUTS", "OUTPUTS", "Bench", "Dial", "KnownUnits", "distinct_hospitals"]
 
 INPUTS, OUTPUTS = 64, 192
 """Of the one layer on the bench: 12,288 numbers, enough to tell noise from noise at half the variance."""
@@ -60,11 +59,8 @@ class KnownUnits:
         self.drawn.append(units)
         for start in range(0, len(units), self.micro_batch):
             chosen = units[start : start + self.micro_batch]
-            views = torch.zeros(self.micro_batch, 1, 1, 1, 1)
-            views[: len(chosen), 0, 0, 0, 0] = torch.from_numpy(chosen)
-            rngs = [generator_of(f"unit {unit}") for unit in chosen]
-            blank = [np.random.default_rng(0) for _ in range(self.micro_batch - len(chosen))]
-            yield UnitBatch(views, [*rngs, *blank], len(chosen))
+            views = torch.from_numpy(chosen).float().reshape(-1, 1, 1, 1, 1)
+            yield UnitBatch.filled_up(views, [generator_of(f"unit {unit}") for unit in chosen], self.micro_batch)
 
 
 class _Known:
@@ -87,6 +83,11 @@ class _Known:
         if self.columns is None:
             return torch.full((len(places), INPUTS), INPUTS**-0.5)
         return torch.nn.functional.one_hot(self.columns[places], INPUTS).float()
+
+
+def distinct_hospitals(plan: Plan) -> tuple[HospitalPlan, ...]:
+    """One hospital for each mechanism of a plan: those with equal numbers run the same."""
+    return tuple({mechanism_of(plan, hospital): hospital for hospital in plan.hospitals}.values())
 
 
 class Bench:
@@ -125,9 +126,7 @@ class Bench:
         """
         source = KnownUnits(len(rows) if units is None else units, micro_batch)
         learner = Learner(cast(Any, Dial(calls)), cast(Any, _Known(rows, calls, columns)), self.plan)
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder).chmod(0o700)
-            return Releases(self.plan, self.mechanism, cast(Any, source), learner, coins, _Silent(Path(folder)))
+        return Releases(self.plan, self.mechanism, source, learner, coins, _Silent(Path()))
 
     def gradient(self, rows: Tensor, label: str = "bench", *, units: int | None = None, calls: int = 1) -> Tensor:
         """A step's released gradient under coins that a second call repeats."""

@@ -18,7 +18,7 @@ from privfm.dp.accounting import epsilon
 from privfm.dp.coins import SystemCoins
 from privfm.federation.planning import mechanism_of
 from privfm.plan import HospitalPlan, Plan
-from privfm_attacks.bench import INPUTS, OUTPUTS, Bench
+from privfm_attacks.bench import INPUTS, OUTPUTS, Bench, distinct_hospitals
 from privfm_attacks.bounds import clopper_pearson_bound, epsilon_of_mu, gaussian_pair_bound, mu_of_errors, one_run_bound
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
@@ -51,7 +51,7 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
     Args:
         canaries: of which each is in with probability 1/2.
     """
-    equal = list({mechanism_of(plan, hospital): hospital for hospital in plan.hospitals}.values())
+    equal = distinct_hospitals(plan)
     alpha = (1 - CONFIDENCE) / len(equal)
     rows = [_audit_hospital(plan, hospital, canaries, alpha) for hospital in equal]
     worst = max(rows, key=lambda row: row.bound - row.claim)

@@ -18,10 +18,9 @@ from torch import Tensor
 from privfm.dp.coins import Coins, InjectedCoins, SystemCoins
 from privfm.federation.network import Learner
 from privfm.federation.optimizers import NoisedGradient
-from privfm.federation.planning import mechanism_of
 from privfm.gradients import collected_shares
 from privfm.plan import Plan
-from privfm_attacks.bench import OUTPUTS, Bench, KnownUnits
+from privfm_attacks.bench import OUTPUTS, Bench, KnownUnits, distinct_hospitals
 from privfm_attacks.masking import masks_are_fresh
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
@@ -70,8 +69,7 @@ def mechanism_checks(plan: Plan, learner: Learner) -> Iterator[Finding]:
         noise_scale, empty_draw, unit_sensitivity, sum_of_clipped, called_twice, not_finite, scale, sampling, freshness,
         charges,
     )  # fmt: skip
-    equal = {mechanism_of(plan, hospital): hospital for hospital in plan.hospitals}
-    for hospital in equal.values():
+    for hospital in distinct_hospitals(plan):
         for check in checks:
             for finding in check(Bench(plan, hospital)):
                 yield Finding(finding.check, finding.passed, f"{hospital.id}: {finding.detail}")
@@ -79,13 +77,18 @@ def mechanism_checks(plan: Plan, learner: Learner) -> Iterator[Finding]:
     yield from masks_are_fresh(ALPHA)
 
 
+def _two_sided(statistic: float, degrees: int) -> float:
+    """The p-value of a chi-square statistic that may be too small as well as too large."""
+    return min(1.0, 2 * float(min(stats.chi2.cdf(statistic, degrees), stats.chi2.sf(statistic, degrees))))
+
+
 def _variance(name: str, released: Tensor, std: float) -> Finding:
     """Two-sided chi-square test that values are centred normals of this standard deviation."""
     values = released.double().numpy()
     statistic, degrees = float((values**2).sum()) / std**2, values.size
-    p = 2 * min(stats.chi2.cdf(statistic, degrees), stats.chi2.sf(statistic, degrees))
+    p = _two_sided(statistic, degrees)
     ratio = math.sqrt(statistic / degrees)
-    return Finding(name, bool(p > ALPHA), f"noise is {ratio:.4f} of the declared {std:.4g} (p = {min(1.0, p):.2g})")
+    return Finding(name, bool(p > ALPHA), f"noise is {ratio:.4f} of the declared {std:.4g} (p = {p:.2g})")
 
 
 def _declared_std(bench: Bench) -> float:
@@ -194,16 +197,12 @@ def sampling(bench: Bench, steps: int = 200) -> Iterator[Finding]:
     if rate == 1.0:
         return
     statistic = float(((totals - units * rate) ** 2).sum() / (units * rate * (1 - rate)))
-    p = 2 * min(stats.chi2.cdf(statistic, steps), stats.chi2.sf(statistic, steps))
-    yield Finding(
-        "sampling variance", bool(p > ALPHA), f"{statistic / steps:.3f} of a Poisson sample's (p = {min(1.0, p):.2g})"
-    )
+    p = _two_sided(statistic, steps)
+    yield Finding("sampling variance", bool(p > ALPHA), f"{statistic / steps:.3f} of a Poisson sample's (p = {p:.2g})")
     each = counts.sum(axis=0)
     spread = float(((each - steps * rate) ** 2).sum() / (steps * rate * (1 - rate)))
-    p = 2 * min(stats.chi2.cdf(spread, units), stats.chi2.sf(spread, units))
-    yield Finding(
-        "sampling of each", bool(p > ALPHA), f"units' shares spread {spread / units:.3f} (p = {min(1.0, p):.2g})"
-    )
+    p = _two_sided(spread, units)
+    yield Finding("sampling of each", bool(p > ALPHA), f"units' shares spread {spread / units:.3f} (p = {p:.2g})")
 
 
 def _participation(bench: Bench, units: int, steps: int) -> np.ndarray:

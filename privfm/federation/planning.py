@@ -206,7 +206,7 @@ def round_spec(
     strangers = set(announcement.cohort) - {hospital.id for hospital in plan.hospitals}
     if strangers:  # also members of the roster: two survivor sets share an honest signer within the plan's cohort alone
         raise ValueError(f"cohort: {some_of(strangers)} not in the plan")
-    bound = plan.evaluation.loss_bound if plan.evaluation.local_loss else None
+    bound = plan.shown_loss_bound
     return RoundSpec(
         run=run,
         round=announcement.round,

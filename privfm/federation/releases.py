@@ -67,8 +67,7 @@ class Releases:
 
         Preconditions: the ledger has charged `plan.steps_per_round` steps for this attempt.
         """
-        evaluation = self.plan.evaluation
-        bound = evaluation.loss_bound if evaluation.local_loss else None
+        bound = self.plan.shown_loss_bound
         shown = [] if bound is None else [self._loss(start, bound, (number, attempt))]
         update = train_locally(
             self.learner.network,

@@ -92,7 +92,7 @@ def average_loss(plan: Plan, secure: SecureSum) -> tuple[float, float] | None:
 
     None where the plan does not show it.
     """
-    bound = plan.evaluation.loss_bound
+    bound = plan.shown_loss_bound
     if secure.loss is None or bound is None:
         return None
     hospitals = [plan.hospital(HospitalId(name)) for name in secure.survivors]

@@ -29,6 +29,15 @@ class UnitBatch:
     rngs: list[np.random.Generator]
     count: int
 
+    @classmethod
+    def filled_up(
+        cls, views: Float[Tensor, "drawn views c h w"], rngs: list[np.random.Generator], size: int
+    ) -> UnitBatch:
+        """The batch of drawn units, made up to `size` with blank ones."""
+        blank = size - len(rngs)
+        blanks = [np.random.default_rng(0) for _ in range(blank)]
+        return cls(torch.cat([views, views.new_zeros(blank, *views.shape[1:])]), [*rngs, *blanks], len(rngs))
+
     def __len__(self) -> int:
         return len(self.rngs)
 
@@ -88,12 +97,7 @@ class UnitSource:
             pixels = torch.from_numpy(self._images.load(picked)).to(self._device)
             grouped = pixels.reshape(len(chosen), self._images_per_unit, *pixels.shape[1:])
             views = standardise(make_unit_views(grouped, self._views, rngs))
-            blank = self._micro_batch - len(chosen)
-            yield UnitBatch(
-                torch.cat([views, views.new_zeros(blank, *views.shape[1:])]),
-                [*rngs, *(np.random.default_rng(0) for _ in range(blank))],
-                len(chosen),
-            )
+            yield UnitBatch.filled_up(views, rngs, self._micro_batch)
 
     def _pick(self, unit: int, rng: np.random.Generator) -> Int64[np.ndarray, " images"]:
         mine, wanted = self._of_unit[unit], self._images_per_unit
