@@ -87,6 +87,7 @@ class Coordinator:
             transcript=secure.transcript.hex(),
             model_hash=model_hash(self._start_hash, announcement).hex(),
             bytes_up=secure.bytes_up,
+            mask_keys={name: key.hex() for name, key in secure.mask_keys.items()},
         )
         self._checkpoint = Checkpoint(number, model, self._strategy.state())
         self._directory.finish_round(record, self._checkpoint)

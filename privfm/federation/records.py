@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class RoundRecord:
         transcript: hex of the protocol's transcript hash.
         model_hash: hex of the SHA-256 of the model that the round started from.
         bytes_up: bytes that one hospital sent, all stages.
+        mask_keys: hex of the public key that each hospital's masks came of, fresh every round; empty in older records.
     """
 
     round: int
@@ -39,6 +40,7 @@ class RoundRecord:
     transcript: str
     model_hash: str
     bytes_up: int
+    mask_keys: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

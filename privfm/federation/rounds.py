@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ class SecureSum:
         survivors: hospitals in the sum.
         transcript: 32-byte hash that every survivor has too.
         bytes_up: most bytes that one hospital sent.
+        mask_keys: the public key, 32 bytes, that each hospital advertised to mask with.
         loss: sum of the survivors' weighted, noised mean losses, where the plan shows it.
     """
 
@@ -38,6 +40,7 @@ class SecureSum:
     survivors: tuple[str, ...]
     transcript: bytes
     bytes_up: int
+    mask_keys: Mapping[str, bytes]
     loss: float | None = None
 
 
@@ -78,6 +81,7 @@ def play_round(spec: RoundSpec, announcement: Announcement, engine: Engine, entr
         survivors=outcome.survivors,
         transcript=outcome.transcript,
         bytes_up=max(sent.values()),
+        mask_keys={name: package.mask_key for name, package in shared.packages.items()},
         loss=None if len(spec.vectors) == 1 else float(dequantise(outcome.sums[1], spec.vectors[1])[0]),
     )
 
