@@ -13,7 +13,9 @@ from privfm.federation.network import load_network
 from privfm.federation.verifying import begun_plan, verify_run
 from privfm.files import write_atomic
 from privfm_attacks.canaries import audit_canaries
+from privfm_attacks.coordinator_log import read_log
 from privfm_attacks.mechanism import audit_mechanism
+from privfm_attacks.transcript import audit_transcript
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
 __all__ = ["AUDITS", "FILE", "audit_run"]
@@ -56,6 +58,7 @@ AUDITS: dict[str, Callable[[RunDirectory], AuditResult]] = {
     "mechanism": _mechanism,
     "canaries": lambda directory: audit_canaries(begun_plan(directory)),
     "ledgers": _ledgers,
+    "transcript": lambda directory: audit_transcript(read_log(directory)),
 }
 """In the order in which they run."""
 

@@ -42,6 +42,7 @@ def test_a_finished_run_passes(run: Path, capsys: pytest.CaptureFixture[str]) ->
         ("mechanism", "NO LEAK DETECTED"),
         ("canaries", "NO LEAK DETECTED"),
         ("ledgers", "NO LEAK DETECTED"),
+        ("transcript", "NO LEAK DETECTED"),
     ]
     assert all(finding["passed"] for each in told["audits"] for finding in each["findings"])
 
@@ -70,7 +71,7 @@ def test_records_that_ledgers_do_not_know_are_a_leak(run: Path, capsys: pytest.C
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--only", "everything"], "no such audit; there are mechanism, canaries, ledgers"), (["elsewhere"], "elsewhere")],
+    [(["--only", "everything"], "no such audit; there are mechanism, canaries, ledgers, transcript"), (["elsewhere"], "elsewhere")],
 )
 def test_bad_input_is_one_line(
     run: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

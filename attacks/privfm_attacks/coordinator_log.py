@@ -1,0 +1,85 @@
+"""What a coordinator knows of a run, and has kept: records of rounds, names, and models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from privfm.federation.announcement import Announcement, model_hash
+from privfm.federation.directory import RunDirectory
+from privfm.federation.network import Learner, load_network, network_hash, trained
+from privfm.federation.records import RoundRecord
+from privfm.federation.verifying import begun_plan
+from privfm.plan import Plan
+from privfm.secagg import Roster
+from privfm_attacks.participation import Participation
+
+__all__ = ["Log", "read_log"]
+
+FIRST, LAST = "start.safetensors", "network.safetensors"
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a coordinator knows of a run.
+
+    Args:
+        plan: complete.
+        records: of finished rounds.
+        members: names in the roster.
+        models: the weights that are kept of the models that were broadcast, by the name of the file.
+        first: whether the first of them is the one that hospitals bound the first round to; None if it cannot be told.
+        last: whether the last one is what the rounds led to; None while the run goes on.
+        private: whether nobody can replay the hospitals' noise.
+    """
+
+    plan: Plan
+    records: tuple[RoundRecord, ...]
+    members: frozenset[str]
+    models: Mapping[str, Mapping[str, Tensor]]
+    first: bool | None = None
+    last: bool | None = None
+    private: bool = True
+
+    @property
+    def participation(self) -> Participation:
+        names = {name for record in self.records for name in record.survivors}
+        return Participation(tuple(sorted(names)), tuple(frozenset(record.survivors) for record in self.records))
+
+    @property
+    def threshold(self) -> int:
+        return self.plan.secagg.threshold or len(self.plan.hospitals)
+
+
+def read_log(directory: RunDirectory) -> Log:
+    """Return the log of a run's folder.
+
+    Raises:
+        RunError: a file is missing or damaged.
+        VerificationError: the plan is not the one that the run was begun with.
+    """
+    plan, records = begun_plan(directory), tuple(directory.records())
+    learners = {name: load_network(directory.root, name) for name in (FIRST, LAST) if (directory.root / name).exists()}
+    last = learners.get(LAST)
+    return Log(
+        plan=plan,
+        records=records,
+        members=frozenset(Roster.from_json((directory.root / "roster.json").read_bytes()).names),
+        models={name: learner.network.state_dict() for name, learner in learners.items()},
+        first=_is_first(learners[FIRST], records[0]) if records else None,
+        last=None if last is None else torch.equal(trained(last.network), directory.load_checkpoint().model),
+        private=directory.facts().private,
+    )
+
+
+def _is_first(start: Learner, record: RoundRecord) -> bool:
+    """Whether a record's hash is that of the run's start, in any generation that its attempts leave room for."""
+    frozen, model = network_hash(start.network), trained(start.network).numpy()
+    return any(
+        model_hash(frozen, Announcement(record.round, record.attempt, generation, record.cohort, model)).hex()
+        == record.model_hash
+        for generation in range(record.attempt + 1)
+    )

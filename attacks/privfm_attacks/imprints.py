@@ -1,0 +1,92 @@
+"""Signs in a model's weights that it was made to lay images open rather than to learn from them.
+
+A layer whose rows all measure one thing, each against a threshold of its own, sorts images into bins; the difference
+of two bins' gradients is then one image. Such a layer is told by its rows: they are multiples of each other.
+
+Source: Fowl et al. 2022, "Robbing the Fed: directly obtaining private data in federated learning with modified models"
+(arXiv 2110.13057), section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["imprints"]
+
+TOLERANCE = 1e-6
+"""One minus the cosine of rows that count as multiples of each other; rounding leaves a tenth of that."""
+
+SHORTEST, SHORTEST_FIRST = 16, 4
+"""Numbers in a row, of any layer and of the first, below which rows are parallel by chance."""
+
+FEW = 8
+"""A first layer that has less than one in so many of the directions that it could have is degenerate."""
+
+ROWS = 1024
+
+
+def imprints(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return what is suspicious about a network's weights, a line for each layer; nothing about ordinary ones.
+
+    Args:
+        state: a state dict; layers in their order, the backbone's under `backbone.` where there is more.
+
+    >>> imprints({"first.weight": torch.eye(4)})
+    ()
+    >>> imprints({"first.weight": torch.arange(1.0, 6.0)[:, None] * torch.ones(4), "first.bias": torch.arange(5.0)})
+    ('first: 5 of 5 rows are multiples of others, with 5 different biases',)
+    """
+    return tuple(_suspicions(state))
+
+
+def _suspicions(state: Mapping[str, Tensor]) -> Iterator[str]:
+    for key, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            yield f"{key}: holds values that are not finite"
+    matrices = {key: _rows(value) for key, value in state.items() if key.endswith(".weight") and value.dim() >= 2}
+    first = next((key for key in matrices if key.startswith("backbone.")), next(iter(matrices), None))
+    for key, rows in matrices.items():
+        if len(rows) < 2 or rows.shape[1] < (SHORTEST_FIRST if key == first else SHORTEST):
+            continue
+        layer, parallel = key.removesuffix(".weight"), _parallel(rows)
+        said = [*_multiples(parallel, state.get(f"{layer}.bias"), len(rows))]
+        said += [*_degenerate(rows)] if key == first else []
+        if said:
+            yield f"{layer}: {'; '.join(said)}"
+
+
+def _rows(weight: Tensor) -> Float[Tensor, "rows numbers"]:
+    return torch.nan_to_num(weight.detach().float().cpu()).flatten(1)
+
+
+def _multiples(parallel: Tensor, bias: Tensor | None, rows: int) -> Iterator[str]:
+    count = int(parallel.sum())
+    if count and bias is not None and len(bias) == rows:
+        thresholds = len(set(bias[parallel.to(bias.device)].tolist()))
+        yield f"{count} of {rows} rows are multiples of others, with {thresholds} different biases"
+    elif count:
+        yield f"{count} of {rows} rows are multiples of others"
+
+
+def _parallel(rows: Float[Tensor, "rows numbers"]) -> Tensor:
+    """[rows] whether another row is a multiple of it; rows of zeros are nobody's."""
+    alive = torch.linalg.vector_norm(rows, dim=1) > 0
+    units, found = functional.normalize(rows.double(), dim=1, eps=1e-300).float(), torch.zeros(len(rows)).bool()
+    for start in range(0, len(rows), ROWS):
+        part = slice(start, start + ROWS)
+        cosines = (units[part] @ units.T).abs_()
+        cosines.diagonal(start).zero_()
+        found[part] = (cosines > 1 - TOLERANCE).any(dim=1)
+    return torch.logical_and(found, alive)
+
+
+def _degenerate(rows: Float[Tensor, "rows numbers"]) -> Iterator[str]:
+    strengths = torch.linalg.svdvals(rows.double())
+    directions = int((strengths > TOLERANCE * strengths.max().clamp(min=1e-300)).sum())
+    if directions * FEW < min(rows.shape) or not directions:
+        yield f"it sees {directions} of {min(rows.shape)} directions"

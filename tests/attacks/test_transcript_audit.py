@@ -1,0 +1,207 @@
+"""The transcript audit finds what is planted in a coordinator's log, and nothing in an ordinary one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from privfm_attacks.coordinator_log import Log, read_log
+from privfm_attacks.planting import planted
+from privfm_attacks.transcript import audit_transcript
+from privfm_attacks.verdicts import AuditResult, Verdict
+
+from privfm.federation.directory import RunDirectory
+from privfm.federation.planning import complete_plan
+from privfm.federation.records import RoundRecord
+from privfm.federation.training import train
+from privfm.ids import HospitalId
+from privfm.plan import parse_plan
+
+NAMES = tuple("abcdefg")
+PLAN = complete_plan(
+    parse_plan({"federation": {"rounds": 6}, "secagg": {"max_corrupt": 1}}),
+    {HospitalId(name): 50 for name in NAMES},
+    0.3,
+)
+"""Seven hospitals, of which five must finish."""
+
+
+def record(number: int, survivors: str = "abcdefg", cohort: str = "abcdefg", **changes: Any) -> RoundRecord:
+    ordinary = RoundRecord(
+        round=number,
+        attempt=0,
+        cohort=tuple(cohort),
+        survivors=tuple(survivors),
+        update_norm=1.0,
+        public_loss=1.0,
+        local_loss=None,
+        epsilon={},
+        transcript=f"{number:064x}",
+        model_hash=f"{number + 1000:064x}",
+        bytes_up=10,
+        mask_keys={name: f"{number * 100 + ord(name):064x}" for name in cohort},
+    )
+    return replace(ordinary, **changes)
+
+
+def log_of(*records: RoundRecord, **changes: Any) -> Log:
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "backbone.embed.weight": torch.randn(32, 1, 4, 4, generator=generator),
+        "backbone.embed.bias": torch.zeros(32),
+    }
+    return replace(Log(PLAN, records, frozenset(NAMES), {"start": state}), **changes)
+
+
+ORDINARY = [record(number) for number in range(1, 7)]
+
+
+def failed(result: AuditResult) -> set[str]:
+    return {finding.check for finding in result.findings if not finding.passed}
+
+
+def test_an_ordinary_log_shows_sums_over_everybody() -> None:
+    result = audit_transcript(log_of(*ORDINARY))
+    assert result.verdict is Verdict.NO_LEAK_DETECTED
+    assert failed(result) == set()
+    assert "leaves fewer than 7 hospitals; threshold 5" in result.sentence
+    assert result.figures["controls"] == 7
+    assert (result.figures["rank"], result.figures["smallest_isolated"]) == (1, 7)
+
+
+def test_drop_outs_are_no_leak_but_are_told() -> None:
+    result = audit_transcript(log_of(record(1), record(2, "abcdef"), record(3, "bcdefg"), record(4, "abcde")))
+    assert result.verdict is Verdict.NO_LEAK_DETECTED
+    assert failed(result) == set()
+    assert "isolate is 1, of a threshold of 5: +1 x sum 1 -1 x sum 2 leaves g" in result.sentence
+    assert "times its noise when seen alone" in result.sentence
+    assert result.figures["smallest_isolated"] == 1
+
+
+def test_a_swap_leaves_the_difference_of_two() -> None:
+    result = audit_transcript(log_of(record(1, "abcdef"), record(2, "bcdefg")))
+    assert result.figures["smallest_isolated"] == 2
+    assert "leaves a, g" in result.sentence
+
+
+def imprint(share: float) -> dict[str, torch.Tensor]:
+    """Some rows that measure brightness against rising thresholds, among ordinary ones."""
+    weight = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    rows = int(32 * share)
+    weight[:rows] = torch.linspace(1, 2, rows)[:, None, None, None] * torch.ones(1, 4, 4) / 16
+    return {"backbone.embed.weight": weight, "backbone.embed.bias": -torch.linspace(0, 1, 32)}
+
+
+PLANTED: dict[str, tuple[str, Callable[[], Log]]] = {
+    "a sum of four": ("sums", lambda: log_of(*ORDINARY, record(7, "abcd"))),
+    "nobody of the cohort": ("sums", lambda: log_of(*ORDINARY, record(7, "abcdefg", "abcdef"))),
+    "a round twice": ("once", lambda: log_of(*ORDINARY, record(6, "abcdef", transcript="aa" * 32, mask_keys={}))),
+    "one model twice": ("once", lambda: log_of(*ORDINARY, record(7, model_hash=ORDINARY[2].model_hash))),
+    "one transcript twice": ("masks", lambda: log_of(*ORDINARY, record(7, transcript=ORDINARY[0].transcript))),
+    "one key in two rounds": (
+        "masks",
+        lambda: log_of(*ORDINARY, record(7, mask_keys={"a": ORDINARY[3].mask_keys["a"]})),
+    ),
+    "one key of two hospitals": ("masks", lambda: log_of(*ORDINARY, record(7, mask_keys={"a": "77", "b": "77"}))),
+    "strangers": ("cohorts", lambda: log_of(*ORDINARY, record(7, "avwxy", "avwxy"))),
+    "a name that the roster lacks": ("cohorts", lambda: log_of(*ORDINARY, members=frozenset("abcdef"))),
+    "newcomers": ("cohorts", lambda: log_of(record(1, "ab"), record(2, "bcdefg"))),
+    "companions": ("cohorts", lambda: log_of(record(1, "abcdefg"), record(2, "bcdefg"), record(3, "a"))),
+    "an imprint": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(1.0)})),
+    "half an imprint": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(0.5)})),
+    "two rows alike": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(2 / 32)})),
+    "another start": ("models", lambda: log_of(*ORDINARY, first=False)),
+    "another end": ("models", lambda: log_of(*ORDINARY, last=False)),
+    "no noise": ("combinations", lambda: log_of(*ORDINARY, record(7, "abcdef"), private=False)),
+}
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_every_planted_case_is_found(case: str) -> None:
+    check, made = PLANTED[case]
+    result = audit_transcript(made())
+    assert result.verdict is Verdict.LEAK
+    assert check in failed(result)
+    assert "control" not in failed(result)
+    if case not in ("newcomers", "companions", "strangers", "a sum of four"):  # those are small sums too
+        assert failed(result) == {check}
+
+
+def test_known_noise_without_drop_outs_is_no_leak() -> None:
+    assert audit_transcript(log_of(*ORDINARY, private=False)).verdict is Verdict.NO_LEAK_DETECTED
+
+
+def test_a_check_that_sees_nothing_makes_the_audit_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privfm_attacks.transcript._mask_reuse", lambda log: iter(()))
+    result = audit_transcript(log_of(*ORDINARY))
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert failed(result) == {"control"}
+
+
+def test_controls_plant_in_copies() -> None:
+    log = log_of(*ORDINARY)
+    cases = list(planted(log))
+    assert len({case for case, _, _ in cases}) == len(cases) == 7
+    assert log == log_of(*ORDINARY, models=log.models)
+
+
+def test_nothing_summed_yet() -> None:
+    result = audit_transcript(log_of())
+    assert result.verdict is Verdict.NO_LEAK_DETECTED
+    assert "no sum was released" in result.sentence
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("transcript") / "run"
+    sections = {
+        "data": {"source": "phantom", "patients": 30, "image_size": 16, "hospitals": 3, "min_patients": 4},
+        "model": {"patch_size": 4, "width": 16, "depth": 1, "heads": 2, "init": "scratch"},
+        "privacy": {"images_per_unit": 2, "views": 1},
+        "federation": {"rounds": 2, "local_steps": 1, "retry_rounds": 1},
+        "evaluation": {"probe": False},
+        "performance": {"device": "cpu", "threads": 1},
+    }
+    train(parse_plan(sections), out)
+    return RunDirectory(out)
+
+
+def test_a_real_run_passes_and_keeps_its_keys(run: RunDirectory) -> None:
+    log = read_log(run)
+    result = audit_transcript(log)
+    assert [finding for finding in result.findings if not finding.passed] == []
+    assert result.verdict is Verdict.NO_LEAK_DETECTED
+    assert (log.first, log.last, log.private) == (True, True, True)
+    assert [sorted(record.mask_keys) for record in log.records] == [sorted(log.members)] * 2
+    assert len({key for record in log.records for key in record.mask_keys.values()}) == 6
+
+
+def test_a_start_that_was_exchanged_is_found(run: RunDirectory, tmp_path: Path) -> None:
+    start, network = run.root / "start.safetensors", run.root / "network.safetensors"
+    kept = start.read_bytes()
+    start.write_bytes(network.read_bytes())
+    try:
+        assert read_log(run).first is False
+    finally:
+        start.write_bytes(kept)
+
+
+def test_records_from_before_keys_were_kept(run: RunDirectory) -> None:
+    path = run.root / "rounds.jsonl"
+    kept = path.read_text()
+    lines = [json.loads(line) for line in kept.splitlines()]
+    for line in lines:
+        del line["mask_keys"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    try:
+        result = audit_transcript(read_log(run))
+    finally:
+        path.write_text(kept)
+    assert result.verdict is Verdict.NO_LEAK_DETECTED
+    assert any("0 keys" in finding.detail for finding in result.findings)
