@@ -6,11 +6,11 @@
     │   ├── DataError             a file or folder of images
     │   └── ModelError            a backbone or checkpoint that is unknown or cannot be made sound
     ├── BudgetExceeded            a charge that the ledger refuses, before anything was computed (exit code 3)
-    ├── VerificationError         something was checked and is not what it must be (exit code 4)
-    │   ├── LedgerError           a ledger that is damaged, rolled back, locked or of another run
-    │   └── ProtocolError         secure aggregation stopped; names the party to blame where evidence exists
-    │       └── RolledBackError   hospitals' ledgers went back, by what they signed
-    └── RunError                  a run that cannot go on for another reason (exit code 1)
+    └── VerificationError         something was checked and is not what it must be (exit code 4)
+        ├── LedgerError           a ledger that is damaged, rolled back, locked or of another run
+        ├── RunError              a file in a run's folder that is missing or damaged
+        └── ProtocolError         secure aggregation stopped; names the party to blame where evidence exists
+            └── RolledBackError   hospitals' ledgers went back, by what they signed
 
 Local misuse by a programmer raises ValueError or TypeError instead. Messages are one line: what is wrong, and
 what to do. They never carry key material, pixels or a patient's data beyond a file's name.
@@ -73,6 +73,10 @@ class LedgerError(VerificationError):
     """A ledger that is damaged, rolled back, locked or of another run."""
 
 
+class RunError(VerificationError):
+    """A file in a run's folder that is missing or damaged."""
+
+
 class ProtocolError(VerificationError):
     """Secure aggregation stopped.
 
@@ -89,7 +93,3 @@ class ProtocolError(VerificationError):
 
 class RolledBackError(ProtocolError):
     """Hospitals signed that their ledgers stand before where they were seen: `blamed` must recover them."""
-
-
-class RunError(PrivfmError):
-    """A run that cannot go on."""

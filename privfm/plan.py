@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from privfm.errors import PlanError
+from privfm.errors import PlanError, RunError
 from privfm.ids import HospitalId
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "SecAggPlan",
     "parse_plan",
     "read_plan",
+    "stored_plan",
 ]
 
 MAX_PLAN_BYTES = 1 << 20
@@ -330,6 +331,14 @@ def read_plan(path: Path) -> dict[str, Any]:
         raise PlanError(f"{path}: cannot be read ({error.strerror}); give the path of a plan") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: not valid TOML: {error}") from None
+
+
+def stored_plan(path: Path) -> Plan:
+    """Return the plan that a run keeps; RunError when it is not one, since nobody typed it."""
+    try:
+        return parse_plan(read_plan(path), str(path))
+    except PlanError as error:
+        raise RunError(f"{error}; the run's folder is damaged, restore the file") from None
 
 
 def _explain(error: ValidationError) -> str:

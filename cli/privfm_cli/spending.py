@@ -12,7 +12,7 @@ from privfm.dp.events import total_steps
 from privfm.dp.ledger import Ledger
 from privfm.dp.statement import ComposedGuarantee, worst_composition
 from privfm.errors import InputError, LedgerError, PlanError
-from privfm.plan import Plan, parse_plan, read_plan
+from privfm.plan import Plan, stored_plan
 
 __all__ = [
     "DEFAULT_DELTA",
@@ -173,7 +173,7 @@ def ledger_files(path: Path) -> list[Path]:
 def plan_of(path: Path) -> Plan | None:
     """Return the plan of the run whose folder `path` is, or None."""
     plan = path / "plan.toml"
-    return parse_plan(read_plan(plan), str(plan)) if plan.is_file() else None
+    return stored_plan(plan) if plan.is_file() else None
 
 
 def _spending(ledger: Ledger, plan: Plan | None, asked: float | None) -> HospitalSpending:

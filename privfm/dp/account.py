@@ -77,6 +77,15 @@ class Account:
             if fates[-1].outcome == "released" and fates[-1].transcript is not None
         }
 
+    def contexts(self, run: str, round: int) -> frozenset[bytes]:
+        """What the charges of a round were bound to."""
+        return frozenset(fate.charge.context for fate in self._spending.fates_of_round(run, round))
+
+    def outcome(self, run: str) -> dict[str, bytes]:
+        """SHA-256 of what was left at the run's end, by name; nothing before it is concluded."""
+        self._record(run)
+        return dict(self._spending.runs[run].outcome)
+
     @property
     def private(self) -> bool:
         """False for ever once a run with injected coins was charged."""

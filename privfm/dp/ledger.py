@@ -8,6 +8,7 @@ Order of a round, which `Ledger` enforces where it can:
 4. Send, retry. A retry sends the *same* vector (`load_update`) and costs nothing; a vector that was lost before it was
    stored is computed anew as a new attempt, which is charged again.
 5. `close` the charge when the round is over for good.
+6. `conclude` the run with the hashes of what it leaves behind.
 
 A charge whose fate nobody knows, because its process died, counts as released. Nothing is ever refunded.
 """
@@ -16,12 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from privfm import __version__
+from privfm.dp.account import Account
 from privfm.dp.capped import Capped
 from privfm.dp.chain import ChainFile
 from privfm.dp.events import ADJACENCY, SampledGaussian, compose
@@ -254,6 +256,38 @@ class Ledger(Standing, Capped):
                 "transcript": None if transcript is None else of_32_bytes("transcript", transcript).hex(),
             }
             self._write("closed", body, drop=fate.vector_entry)
+
+    def conclude(self, run: str, outcome: Mapping[str, bytes]) -> None:
+        """Keep the hashes of what a run leaves, so that nobody can change it later. Repeating it changes nothing.
+
+        Args:
+            outcome: SHA-256, 32 bytes, by name.
+
+        Raises:
+            LedgerError: the run is unknown, or was concluded with something else.
+        """
+        with self._mutex:
+            self._record(run)
+            known, wanted = self.outcome(run), {name: of_32_bytes(name, each) for name, each in outcome.items()}
+            if not known:
+                self._write("concluded", {"run": run, "outcome": {name: each.hex() for name, each in wanted.items()}})
+            elif known != wanted:
+                changed = ", ".join(sorted(name for name in known | wanted if known.get(name) != wanted.get(name)))
+                raise LedgerError(f"{self.path}: run {run!r} ended with another {changed}; restore what it left")
+
+    def since(self, run: str) -> Iterator[Account]:
+        """The account as it stood after the last entry of `run` itself, and after each that others added since.
+
+        Raises:
+            LedgerError: the run is not on record, or the file is damaged.
+        """
+        self._record(run)
+        newest, entries = self._spending.runs[run].newest_entry, self._chain.reload()
+        spending = Spending(entries[: newest + 1])
+        yield Account(spending)
+        for entry in entries[newest + 1 :]:
+            spending.apply(entry)
+            yield Account(spending)
 
     def verify(self) -> None:
         """Read the file again and check every link, every meaning and every stored vector.

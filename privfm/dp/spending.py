@@ -121,6 +121,8 @@ class _Run:
     declaration: Declaration
     fates: dict[int, list[_Fate]] = field(default_factory=dict)  # by round, oldest attempt first
     recovered: int = 0
+    outcome: dict[str, bytes] = field(default_factory=dict)
+    newest_entry: int = 0  # of the run itself: its declaration, its charges, their ends, its conclusion
 
     def record(self) -> RunRecord:
         outcomes = [fate.outcome for fates in self.fates.values() for fate in fates]
@@ -163,6 +165,7 @@ class Spending:
             "charge": self._charge,
             "stored": self._stored,
             "closed": self._closed,
+            "concluded": self._concluded,
             "counter": self._counter,
             "peers": self._peers,
             "refused": self._refused,
@@ -202,7 +205,7 @@ class Spending:
         body = entry.body
         if body["run"] in self.runs:
             raise LedgerError(f"ledger entry {entry.sequence}: run {body['run']!r} is declared twice")
-        self.runs[body["run"]] = _Run(Declaration.from_json(body))
+        self.runs[body["run"]] = _Run(Declaration.from_json(body), newest_entry=entry.sequence)
 
     def _charge(self, entry: Entry) -> None:
         body = entry.body
@@ -216,6 +219,7 @@ class Spending:
         earlier.append(fate)
         self.charged_at = self.counter
         self._fates[entry.sequence] = fate
+        run.newest_entry = entry.sequence
 
     def _stored(self, entry: Entry) -> None:
         fate = self._fates[entry.body["charge"]]
@@ -229,6 +233,14 @@ class Spending:
             raise LedgerError(f"ledger entry {entry.sequence}: a charge that ends twice, or in no known way")
         fate.outcome = entry.body["outcome"]
         fate.transcript = bytes.fromhex(entry.body["transcript"]) if entry.body["transcript"] else None
+        self.runs[fate.charge.run].newest_entry = entry.sequence
+
+    def _concluded(self, entry: Entry) -> None:
+        run = self.runs[entry.body["run"]]
+        if run.outcome:
+            raise LedgerError(f"ledger entry {entry.sequence}: run {entry.body['run']!r} is concluded twice")
+        run.outcome = {name: bytes.fromhex(digest) for name, digest in entry.body["outcome"].items()}
+        run.newest_entry = entry.sequence
 
     def _counter(self, entry: Entry) -> None:
         if entry.body["counter"] <= self.counter:

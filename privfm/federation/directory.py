@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -18,12 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from privfm.errors import InputError, RunError
+from privfm.errors import InputError, RunError, VerificationError
 from privfm.federation.records import RoundRecord
 from privfm.files import sync_folder, write_atomic
-from privfm.plan import Plan, parse_plan, read_plan
+from privfm.plan import Plan, stored_plan
 
-__all__ = ["Checkpoint", "RunDirectory", "RunFacts", "check_free", "new_run"]
+OUTCOME = ("run.json", "roster.json", "start.safetensors", "rounds.jsonl", "checkpoint.safetensors")
+"""What a run leaves that nothing may change after its end; the plan has a hash of its own."""
+
+__all__ = ["Checkpoint", "RunDirectory", "RunFacts", "begun_plan", "check_free", "is_run", "new_run"]
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,16 @@ class RunDirectory:
 
     @classmethod
     def existing(cls, root: Path) -> RunDirectory:
-        """Return the folder of a run; InputError when there is none."""
-        if not (root / "run.json").is_file():
+        """Return the folder of a run; InputError when there is none, RunError when it is no longer whole."""
+        if not is_run(root):
             raise InputError(f"{root}: not a run's folder (no run.json); give the folder that `privfm train` wrote")
+        if not (root / "run.json").is_file():
+            raise RunError(f"{root / 'run.json'}: is missing; the run's folder is damaged, restore the file")
         return cls(root)
 
     @property
     def plan(self) -> Plan:
-        return parse_plan(read_plan(self.root / "plan.toml"), str(self.root / "plan.toml"))
+        return stored_plan(self.root / "plan.toml")
 
     def facts(self) -> RunFacts:
         try:
@@ -137,6 +143,17 @@ class RunDirectory:
         write_atomic(self.root / "rounds.jsonl", lines.encode())
         self.save_checkpoint(checkpoint)
 
+    def outcome(self) -> dict[str, bytes]:
+        """Return the SHA-256 of every file that is as it will stay once the last round is over."""
+        return {name: hashlib.sha256(self.read_bytes(name)).digest() for name in OUTCOME}
+
+    def read_bytes(self, name: str) -> bytes:
+        path = self.root / name
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror}); the run's folder is damaged") from None
+
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         tensors = {"model": checkpoint.model} | {f"strategy.{k}": v for k, v in checkpoint.strategy.items()}
         content = save({k: v.contiguous() for k, v in tensors.items()}, {"rounds": str(checkpoint.rounds)})
@@ -153,6 +170,19 @@ class RunDirectory:
         prefix = "strategy."
         strategy = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         return Checkpoint(rounds, model, strategy)
+
+
+def is_run(root: Path) -> bool:
+    """Whether a run was laid out in a folder, also if not all of it is still there."""
+    return any((root / name).is_file() for name in ("run.json", "roster.json", "start.safetensors"))
+
+
+def begun_plan(directory: RunDirectory) -> Plan:
+    """Return the run's plan; VerificationError when it is not the one that the run was begun with."""
+    plan = directory.plan
+    if plan.hash().hex() != directory.facts().plan_hash:
+        raise VerificationError(f"{directory.root / 'plan.toml'}: not the plan that the run was begun with; restore it")
+    return plan
 
 
 @contextmanager

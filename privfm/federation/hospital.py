@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -107,9 +108,10 @@ class Hospital:
             case Stage.UNMASK:
                 return self._unmask(self._current, incoming)
 
-    def finish(self) -> None:
-        """Close what the last round left open; call when the run is over."""
+    def finish(self, outcome: Mapping[str, bytes]) -> None:
+        """Close what the last round left open, and keep the hashes of what the run leaves; call when it is over."""
         self._close_round(self._memory())
+        self.ledger.conclude(self._run, outcome)
 
     def _memory(self) -> Memory:
         """Return what this hospital remembers; LedgerError when it is older than the ledger."""

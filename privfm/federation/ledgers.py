@@ -13,7 +13,7 @@ from privfm.federation.notebook import Memory
 from privfm.federation.planning import mechanism_of
 from privfm.plan import HospitalPlan, Plan
 
-__all__ = ["check_goes_on", "declaration_for", "founding_ledgers", "put_on_record"]
+__all__ = ["check_goes_on", "declaration_for", "declaration_of", "founding_ledgers", "put_on_record"]
 
 
 def declaration_for(plan: Plan, hospital: HospitalPlan, run: str, *, private: bool) -> Declaration:
@@ -26,6 +26,17 @@ def declaration_for(plan: Plan, hospital: HospitalPlan, run: str, *, private: bo
         retry_rounds=plan.federation.retry_rounds,
         private=private,
     )
+
+
+def declaration_of(ledger: Ledger, run: str) -> Declaration:
+    """Return what `ledger` declared of `run`; LedgerError when it knows nothing of it."""
+    known = {record.declaration.run: record.declaration for record in ledger.runs()}
+    if run not in known:
+        raise LedgerError(
+            f"{ledger.path}: knows nothing of run {run}; it is another one, or came from a backup older than that run: "
+            f"put the right one back, or charge what it lost with: privfm budget recover RUN {ledger.hospital}"
+        )
+    return known[run]
 
 
 def put_on_record(ledger: Ledger, declared: Declaration, *, lost: bool = False) -> None:

@@ -17,7 +17,7 @@ from privfm.federation.building import build_network
 from privfm.files import write_atomic
 from privfm.models import DEFAULT_BACKBONE, BackboneSpec, set_trainable
 from privfm.objectives import Network, Objective, get_objective
-from privfm.plan import Plan, parse_plan, read_plan
+from privfm.plan import Plan, stored_plan
 
 __all__ = [
     "Learner",
@@ -117,11 +117,9 @@ def load_network(directory: Path, name: str = "network.safetensors") -> Learner:
     """Return the network that a run stored in its directory.
 
     Raises:
-        PlanError: the run's plan is missing or damaged.
-        RunError: the file is missing or does not fit the plan.
+        RunError: the run's plan is missing or damaged, or the file is, or does not fit the plan.
     """
-    plan_path = directory / "plan.toml"
-    learner = build_learner(parse_plan(read_plan(plan_path), str(plan_path)))
+    learner = build_learner(stored_plan(directory / "plan.toml"))
     path = directory / name
     try:
         learner.network.load_state_dict(load(path.read_bytes()), strict=True)

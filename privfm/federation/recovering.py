@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from privfm.dp.account import EPOCH
 from privfm.dp.ledger import Ledger
 from privfm.errors import InputError
-from privfm.federation.directory import RunDirectory
+from privfm.federation.directory import RunDirectory, begun_plan
 from privfm.federation.ledgers import declaration_for, put_on_record
 from privfm.federation.notebook import Memory, Notebook
-from privfm.federation.verifying import begun_plan
 from privfm.ids import HospitalId
 
 __all__ = ["Recovered", "recover_hospital"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from privfm.dp.accounting import accountant_version
+from privfm.dp.account import Account
+from privfm.dp.accounting import accountant_version, epsilon
 from privfm.dp.ledger import Ledger
 from privfm.dp.statement import (
     AuditBound,
@@ -17,13 +18,15 @@ from privfm.dp.statement import (
     worst_composition,
 )
 from privfm.errors import RunError
-from privfm.federation.directory import RunDirectory
+from privfm.federation.directory import RunDirectory, begun_plan
+from privfm.federation.ledgers import declaration_of
 from privfm.federation.planning import mechanism_of
+from privfm.federation.records import HospitalResult
 from privfm.federation.summed import sum_guarantee
-from privfm.federation.verifying import begun_plan, declaration_of
+from privfm.ids import HospitalId
 from privfm.plan import HospitalPlan, Plan
 
-__all__ = ["make_statement", "state_run", "sums_of"]
+__all__ = ["hospital_result", "make_statement", "state_run", "sums_of", "was_probed"]
 
 PUBLIC = (
     "The default clip norm and bound on losses are measured on procedural images, which show nobody.",
@@ -31,6 +34,9 @@ PUBLIC = (
 )
 
 ACCOUNTANT = "pld"
+
+BUILT_IN = ("tiles", "phantom")
+"""Data of nobody's, which is probed unless the plan says otherwise."""
 
 TRUST = (
     "No trust in the coordinator, in other hospitals or in the masking is needed for the guarantee of a hospital's "
@@ -65,11 +71,35 @@ def state_run(directory: RunDirectory, hospital: str | None = None) -> PrivacySt
             run=facts.run,
             private=facts.private,
             public_data=facts.public_data,
-            probed=_probed(directory, plan),
+            probed=was_probed(directory, plan),
             for_sums=sums_of(directory, plan, ledgers, facts.run),
         )
     rows = tuple(row for row in whole.hospitals if hospital in (None, row.id))
     return whole.model_copy(update={"hospitals": rows, "audits": _audits(directory)})
+
+
+def was_probed(directory: RunDirectory, plan: Plan) -> bool:
+    """Whether held-out patients were looked at: that comes between the files privacy.json and result.json."""
+    if (directory.root / "result.json").exists():
+        return directory.read_json("result.json").get("probe") is not None
+    asked = plan.data.source in BUILT_IN if plan.evaluation.probe is None else plan.evaluation.probe
+    return asked and plan.data.held_out > 0 and (directory.root / "privacy.json").exists()
+
+
+def hospital_result(plan: Plan, name: HospitalId, account: Account, run: str) -> HospitalResult:
+    """Return what a hospital spent on a run, beside its public numbers."""
+    public = plan.hospital(name)
+    mechanism = mechanism_of(plan, public)
+    return HospitalResult(
+        id=name,
+        nominal_units=mechanism.nominal_units,
+        sample_rate=mechanism.sample_rate,
+        noise_multiplier=mechanism.noise_multiplier,
+        steps=account.spent(run),
+        epsilon=epsilon(account.events(run), plan.privacy.delta),
+        epsilon_allowed=plan.epsilon(public),
+        delta=plan.privacy.delta,
+    )
 
 
 def _audits(directory: RunDirectory) -> tuple[AuditBound, ...]:
@@ -88,14 +118,9 @@ def _audits(directory: RunDirectory) -> tuple[AuditBound, ...]:
         raise RunError(f"{path}: not what an audit writes ({type(error).__name__}); run privfm audit again") from None
 
 
-def _probed(directory: RunDirectory, plan: Plan) -> bool:
-    """Whether held-out patients were looked at: that comes between the files privacy.json and result.json."""
-    if (directory.root / "result.json").exists():
-        return directory.read_json("result.json").get("probe") is not None
-    return bool(plan.evaluation.probe) and (directory.root / "privacy.json").exists()
-
-
-def sums_of(directory: RunDirectory, plan: Plan, ledgers: Mapping[str, Ledger], run: str) -> FinalModelGuarantee | None:
+def sums_of(
+    directory: RunDirectory, plan: Plan, ledgers: Mapping[str, Account], run: str
+) -> FinalModelGuarantee | None:
     """Return the guarantee for readers of a run's sums, by its records and ledgers; None where it is not proved.
 
     It is for one run: of several in the ledgers their readers may know the sums of each.
@@ -106,13 +131,13 @@ def sums_of(directory: RunDirectory, plan: Plan, ledgers: Mapping[str, Ledger], 
     return sum_guarantee(plan, directory.records(), charged, directory.load_checkpoint().model.numel())
 
 
-def _rounds_charged(ledger: Ledger, run: str) -> int:
+def _rounds_charged(ledger: Account, run: str) -> int:
     return sum(record.charged for record in ledger.runs() if record.declaration.run == run)
 
 
 def make_statement(
     plan: Plan,
-    ledgers: Mapping[str, Ledger],
+    ledgers: Mapping[str, Account],
     *,
     run: str,
     private: bool,
@@ -159,7 +184,7 @@ def make_statement(
     )
 
 
-def _row(plan: Plan, hospital: HospitalPlan, ledger: Ledger, run: str, private: bool) -> HospitalStatement:
+def _row(plan: Plan, hospital: HospitalPlan, ledger: Account, run: str, private: bool) -> HospitalStatement:
     earlier = [event for record in ledger.runs() if record.declaration.run != run for event in record.events]
     return hospital_statement(
         hospital=hospital.id,
@@ -189,7 +214,7 @@ def _loss_release(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _tuning_runs(plan: Plan, ledgers: Mapping[str, Ledger], run: str) -> tuple[str, ...]:
+def _tuning_runs(plan: Plan, ledgers: Mapping[str, Account], run: str) -> tuple[str, ...]:
     """Return the other runs on the ledgers, any of which may have been looked at to choose this plan."""
     rounds: dict[str, dict[str, int]] = {}
     for hospital in plan.hospitals:
@@ -203,7 +228,7 @@ def _tuning_runs(plan: Plan, ledgers: Mapping[str, Ledger], run: str) -> tuple[s
     )
 
 
-def _rounds_of_others(ledger: Ledger, run: str) -> dict[str, int]:
+def _rounds_of_others(ledger: Account, run: str) -> dict[str, int]:
     """Return what the ledger charged to every other run."""
     return {
         each.declaration.run: each.charged for each in ledger.runs() if each.charged and each.declaration.run != run
@@ -231,7 +256,7 @@ def _contribution(plan: Plan) -> str:
     )
 
 
-def _composed(plan: Plan, ledgers: Mapping[str, Ledger]) -> tuple[ComposedGuarantee, ...]:
+def _composed(plan: Plan, ledgers: Mapping[str, Account]) -> tuple[ComposedGuarantee, ...]:
     """Return the guarantee of a patient seen at as many hospitals as the plan declares, at the worst choice."""
     spent = {name: ledger.events() for name, ledger in ledgers.items()}
     worst = worst_composition(spent, plan.data.max_hospitals_per_patient, plan.privacy.delta)
@@ -246,7 +271,7 @@ def _touches(plan: Plan, *, probed: bool) -> tuple[str, ...]:
         touches.append(
             "Held-out patients' images and labels are read by the linear probe, in the clear and outside the guarantee."
         )
-        if plan.data.source in ("tiles", "phantom"):
+        if plan.data.source in BUILT_IN:
             touches.append("The probe is fitted on the training images too; they are built in and nobody's.")
     touches.append("Losses and counts are written to the hospital's own folder and go nowhere.")
     return tuple(touches)

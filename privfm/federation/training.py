@@ -27,12 +27,12 @@ from privfm.federation.hospital import Hospital
 from privfm.federation.initialisation import Start, initialise
 from privfm.federation.network import Learner, load_network, save_network, trained, write_trained
 from privfm.federation.observer import Observer
-from privfm.federation.planning import complete_plan, mechanism_of
+from privfm.federation.planning import complete_plan
 from privfm.federation.probing import compare_by_probe
 from privfm.federation.public import public_images, public_loss
-from privfm.federation.records import HospitalResult, ProbeComparison, PublicLoss, RunResult
+from privfm.federation.records import ProbeComparison, PublicLoss, RunResult
 from privfm.federation.simulation import CoinsOf, found_federation, open_hospitals, system_coins
-from privfm.federation.stating import make_statement, sums_of
+from privfm.federation.stating import hospital_result, make_statement, sums_of
 from privfm.files import write_atomic
 from privfm.ids import HospitalId
 from privfm.models import save_backbone
@@ -152,10 +152,11 @@ class _Run:
         initial = trained(start.network)
         with open_hospitals(self.directory, self.plan, run, self.cohort, start, self.coins_of) as hospitals:
             learner = self._play(run, start, hospitals)
+            outcome = self.directory.outcome()
             for hospital in hospitals.values():
-                hospital.finish()
+                hospital.finish(outcome)
             self._state(facts, hospitals)
-            rows = tuple(self._row(hospital) for hospital in hospitals.values())
+            rows = tuple(hospital_result(self.plan, name, each.ledger, facts.run) for name, each in hospitals.items())
         self.observer.stage("measuring against noise alone")
         final = trained(learner.network)
         write_trained(learner.network, initial)
@@ -198,20 +199,6 @@ class _Run:
 
     def _epsilon(self, hospital: Hospital) -> float:
         return epsilon(hospital.ledger.events(hospital.membership.run.hex()), self.plan.privacy.delta)
-
-    def _row(self, hospital: Hospital) -> HospitalResult:
-        public = self.plan.hospital(hospital.name)
-        mechanism = mechanism_of(self.plan, public)
-        return HospitalResult(
-            id=hospital.name,
-            nominal_units=mechanism.nominal_units,
-            sample_rate=mechanism.sample_rate,
-            noise_multiplier=mechanism.noise_multiplier,
-            steps=hospital.ledger.spent(hospital.membership.run.hex()),
-            epsilon=self._epsilon(hospital),
-            epsilon_allowed=self.plan.epsilon(public),
-            delta=self.plan.privacy.delta,
-        )
 
     def _state(self, facts: RunFacts, hospitals: Mapping[HospitalId, Hospital]) -> None:
         self.observer.stage("stating what was spent")

@@ -21,7 +21,7 @@ from privfm.federation.search import HospitalCost, Search, Trial
 from privfm.federation.stating import state_run
 from privfm.federation.training import train
 from privfm.files import write_atomic
-from privfm.plan import Plan, parse_plan, read_plan
+from privfm.plan import stored_plan
 
 __all__ = ["SearchResult", "TrialResult", "run_search"]
 
@@ -116,12 +116,8 @@ def _read_search(out: Path) -> Search:
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: cannot be read ({type(error).__name__}); the search's folder is damaged") from None
     return Search(
-        ledgers, delta, tuple(Trial(name, values, _read_plan(out / f"{name}.toml")) for name, values in trials), costs
+        ledgers, delta, tuple(Trial(name, values, stored_plan(out / f"{name}.toml")) for name, values in trials), costs
     )
-
-
-def _read_plan(path: Path) -> Plan:
-    return parse_plan(read_plan(path), str(path))
 
 
 def _run_trial(trial: Trial, search: Search, out: Path, observe: Callable[[Trial], Observer]) -> TrialResult:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 
 from privfm.dp.accounting import epsilon
 from privfm.dp.events import compose
-from privfm.dp.ledger import Declaration, Ledger
-from privfm.errors import LedgerError, VerificationError
-from privfm.federation.directory import RunDirectory, RunFacts
-from privfm.federation.planning import mechanism_of
+from privfm.dp.ledger import Ledger
+from privfm.errors import VerificationError
+from privfm.federation.directory import RunDirectory, RunFacts, begun_plan
+from privfm.federation.leaving import check_leaving
+from privfm.federation.ledgers import declaration_of
+from privfm.federation.planning import mechanism_of, threshold_of
 from privfm.federation.records import RoundRecord
+from privfm.ids import HospitalId
 from privfm.plan import HospitalPlan, Plan
 
-__all__ = ["begun_plan", "declaration_of", "verify_run"]
+__all__ = ["begun_plan", "verify_run"]
 
 _ROUNDING = 1e-9  # of an epsilon that went through JSON or another machine's arithmetic
 
@@ -22,10 +27,12 @@ _ROUNDING = 1e-9  # of an epsilon that went through JSON or another machine's ar
 def verify_run(directory: RunDirectory, only: str | None = None) -> dict[str, int]:
     """Return, per hospital, how many finished rounds' transcripts are in its ledger as in the run's records.
 
-    The plan is the one that was begun with, in every ledger too; whoever is in a round's sum has charged it; what a
-    ledger released is on record, with the same transcript; spending never went down; no peer saw a ledger further on
-    than it is. The last round has no transcript in ledgers before the next begins or the run ends. A hospital that fell
-    silent after a repeated attempt was agreed on may have kept the first attempt's transcript, which is told too.
+    The plan is the one that was begun with, in every ledger too; whoever is in a round's sum has charged it, for the
+    model that the round started from; what a ledger released is on record, with the same transcript; spending never
+    went down; no peer saw a ledger further on than it is; and once the run is over, its files are those whose hashes
+    the ledgers kept. The last round has no transcript in ledgers before the next begins or the run ends. A hospital
+    that fell silent after a repeated attempt was agreed on may have kept the first attempt's transcript, which is told
+    too. What the run leaves beside that is checked where all ledgers are looked at: see `check_leaving`.
 
     A run that is going on can be verified: what is written meanwhile is no mismatch.
 
@@ -36,37 +43,39 @@ def verify_run(directory: RunDirectory, only: str | None = None) -> dict[str, in
         VerificationError: the first mismatch, in one line.
         LedgerError: a ledger is missing or damaged.
     """
-    plan, facts, records = begun_plan(directory), directory.facts(), _finished(directory)
+    plan, records = begun_plan(directory), _finished(directory)
+    _check_cohorts(records, plan, directory)
     _check_never_less(records, directory)
     names = [each.id for each in plan.hospitals]
     seen = _seen(directory, names)
-    matched = {}
-    for hospital in plan.hospitals:
-        if only not in (None, hospital.id):
-            continue
-        with Ledger.open(directory.ledger(hospital.id), hospital.id, read_only=True) as ledger:
-            _check_declared(ledger, plan, hospital, facts)
-            _check_counter(ledger, seen.get(hospital.id, {}), directory)
-            _check_charged(ledger, plan, facts.run, records)
-            _check_released(ledger, facts.run, _finished(directory))
-            matched[hospital.id] = _matching(ledger, facts.run, records)
+    with ExitStack() as stack:
+        ledgers = {
+            name: stack.enter_context(Ledger.open(directory.ledger(name), name, read_only=True))
+            for name in names
+            if only in (None, name)
+        }
+        matched = {
+            name: _check_ledger(ledger, directory, plan, records, seen.get(name, {}))
+            for name, ledger in ledgers.items()
+        }
+        if only is None:
+            check_leaving(directory, plan, records, ledgers)
     return matched
 
 
-def begun_plan(directory: RunDirectory) -> Plan:
-    """Return the run's plan; VerificationError when it is not the one that the run was begun with."""
-    plan = directory.plan
-    if plan.hash().hex() != directory.facts().plan_hash:
-        raise VerificationError(f"{directory.root / 'plan.toml'}: not the plan that the run was begun with; restore it")
-    return plan
-
-
-def declaration_of(ledger: Ledger, run: str) -> Declaration:
-    """Return what `ledger` declared of `run`; LedgerError when it knows nothing of it."""
-    known = {record.declaration.run: record.declaration for record in ledger.runs()}
-    if run not in known:
-        raise LedgerError(f"{ledger.path}: knows nothing of run {run}; it is another one, or came from a backup")
-    return known[run]
+def _check_ledger(
+    ledger: Ledger, directory: RunDirectory, plan: Plan, records: Sequence[RoundRecord], seen: Mapping[str, int]
+) -> int:
+    """Return how many transcripts match."""
+    facts = directory.facts()
+    _check_declared(ledger, plan, plan.hospital(HospitalId(ledger.hospital)), facts)
+    _check_counter(ledger, seen, directory)
+    _check_charged(ledger, plan, facts.run, records)
+    _check_released(ledger, facts.run, _finished(directory))
+    matched = _matching(ledger, facts.run, records, directory)
+    _check_models(ledger, facts.run, records, directory)
+    _check_concluded(ledger, facts.run, directory)
+    return matched
 
 
 def _finished(directory: RunDirectory) -> list[RoundRecord]:
@@ -75,6 +84,18 @@ def _finished(directory: RunDirectory) -> list[RoundRecord]:
     if [record.round for record in records] != list(range(1, finished + 1)):
         raise VerificationError(f"{directory.root / 'rounds.jsonl'}: does not hold the {finished} finished rounds")
     return records
+
+
+def _check_cohorts(records: Sequence[RoundRecord], plan: Plan, directory: RunDirectory) -> None:
+    """Whom a round names are hospitals of the plan, enough of them, and the sum is of some that began."""
+    everybody = {each.id for each in plan.hospitals}
+    for record in records:
+        cohort, survivors = set(record.cohort), set(record.survivors)
+        if not survivors <= cohort <= everybody or len(survivors) < threshold_of(plan):
+            raise VerificationError(
+                f"{directory.root / 'rounds.jsonl'}: round {record.round} names other hospitals than the plan, or too "
+                "few; restore the file"
+            )
 
 
 def _check_never_less(records: Sequence[RoundRecord], directory: RunDirectory) -> None:
@@ -105,7 +126,7 @@ def _check_declared(ledger: Ledger, plan: Plan, hospital: HospitalPlan, facts: R
 
 
 def _check_charged(ledger: Ledger, plan: Plan, run: str, records: Sequence[RoundRecord]) -> None:
-    recovered = any(record.recovered for record in ledger.runs() if record.declaration.run == run)
+    recovered = _recovered(ledger, run)
     for record in records:
         summed = ledger.hospital in record.survivors
         if summed and not recovered and ledger.next_attempt(run, record.round) == 0:
@@ -136,11 +157,18 @@ def _check_released(ledger: Ledger, run: str, records: Sequence[RoundRecord]) ->
             )
 
 
-def _matching(ledger: Ledger, run: str, records: Sequence[RoundRecord]) -> int:
+def _matching(ledger: Ledger, run: str, records: Sequence[RoundRecord], directory: RunDirectory) -> int:
     transcripts, matching = ledger.transcripts(run), 0
     for record in records:
         transcript = transcripts.get(record.round)
-        if transcript is None or ledger.hospital not in record.survivors:
+        if ledger.hospital not in record.survivors:
+            if transcript is not None and transcript.hex() == record.transcript:
+                raise VerificationError(
+                    f"{directory.root / 'rounds.jsonl'}: round {record.round} leaves {ledger.hospital} out, which is "
+                    "in its sum by its ledger"
+                )
+            continue
+        if transcript is None:
             continue
         if transcript.hex() != record.transcript:
             raise VerificationError(
@@ -149,3 +177,32 @@ def _matching(ledger: Ledger, run: str, records: Sequence[RoundRecord]) -> int:
             )
         matching += 1
     return matching
+
+
+def _check_models(ledger: Ledger, run: str, records: Sequence[RoundRecord], directory: RunDirectory) -> None:
+    """Compare the hash of each round's model with what the hospital's charge for the round is bound to."""
+    for record in records:
+        bound = {context.hex() for context in ledger.contexts(run, record.round)}
+        if bound and ledger.hospital in record.survivors and record.model_hash not in bound:
+            raise VerificationError(
+                f"{directory.root / 'rounds.jsonl'}: round {record.round} started from another model by the ledger "
+                f"{ledger.path}"
+            )
+
+
+def _check_concluded(ledger: Ledger, run: str, directory: RunDirectory) -> None:
+    """Compare the files that nothing may change after the end with the hashes that the ledger kept of them."""
+    kept = ledger.outcome(run)
+    if not kept and (directory.root / "result.json").exists() and not _recovered(ledger, run):
+        raise VerificationError(
+            f"{ledger.path}: does not know that the run is over, though it has a result; it came from a backup"
+        )
+    for name, digest in kept.items():
+        if hashlib.sha256(directory.read_bytes(name)).digest() != digest:
+            raise VerificationError(
+                f"{directory.root / name}: not what it was at the run's end, by {ledger.path}; restore it"
+            )
+
+
+def _recovered(ledger: Ledger, run: str) -> bool:
+    return any(record.recovered for record in ledger.runs() if record.declaration.run == run)

@@ -42,8 +42,8 @@ def write_report(directory: Path) -> Path:
     above all nothing that a hospital keeps.
 
     Raises:
-        InputError: `directory` is not a run, or a file of it is damaged.
-        RunError: the stored network does not fit the plan.
+        InputError: `directory` is not a run.
+        RunError: a file of it is damaged, or the stored network does not fit the plan.
     """
     run = read_run(directory)
     pictures = reconstruct_public_images(directory) if (directory / NETWORK).exists() else ()

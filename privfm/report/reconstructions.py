@@ -46,7 +46,7 @@ def reconstruct_public_images(directory: Path) -> tuple[Reconstruction, ...]:
     very images has kept the ones that are shown here out of training, unless its plan holds nobody out.
 
     Raises:
-        PlanError, RunError: the run's plan or network cannot be read.
+        RunError: the run's plan or network cannot be read.
     """
     learner = load_network(directory)
     if not isinstance(learner.objective, Reconstructs):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from privfm.dp.statement import PrivacyStatement
-from privfm.errors import InputError
+from privfm.errors import InputError, RunError
 from privfm.federation.records import RoundRecord
-from privfm.plan import Plan, parse_plan, read_plan
+from privfm.plan import Plan, stored_plan
 
 __all__ = ["RunDirectory", "read_run"]
 
@@ -46,14 +46,15 @@ def read_run(directory: Path) -> RunDirectory:
     """Return the run in `directory`.
 
     Raises:
-        InputError: it is not a run's directory, or a file of it is damaged.
+        InputError: it is not a run's directory.
+        RunError: a file of it is damaged.
     """
     plan_path = directory / "plan.toml"
     if not plan_path.is_file():
         raise InputError(f"{directory}: not a run (no plan.toml); give the folder that privfm train wrote")
     return RunDirectory(
         path=directory,
-        plan=parse_plan(read_plan(plan_path), str(plan_path)),
+        plan=stored_plan(plan_path),
         header=_read_object(directory / "run.json", required=("run", "plan_hash", "version", "private", "started")),
         rounds=_read_rounds(directory / "rounds.jsonl"),
         result=_read_if_there(directory / "result.json"),
@@ -71,16 +72,16 @@ def _read_statement(path: Path) -> PrivacyStatement | None:
     try:
         return PrivacyStatement.from_json(path.read_bytes())
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({_reason(error)}); restore the file") from None
+        raise RunError(f"{path}: cannot be read ({_reason(error)}); restore the file") from None
 
 
 def _read_object(path: Path, required: tuple[str, ...] = ()) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({_reason(error)}); restore the file") from None
+        raise RunError(f"{path}: cannot be read ({_reason(error)}); restore the file") from None
     if not isinstance(content, dict) or not set(required) <= content.keys():
-        raise InputError(f"{path}: must be an object with {', '.join(required) or 'keys'}; restore the file")
+        raise RunError(f"{path}: must be an object with {', '.join(required) or 'keys'}; restore the file")
     return content
 
 
@@ -92,7 +93,7 @@ def _read_rounds(path: Path) -> tuple[RoundRecord, ...]:
         try:
             records.append(RoundRecord.from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: line {number} is damaged ({_reason(error)}); restore the file") from None
+            raise RunError(f"{path}: line {number} is damaged ({_reason(error)}); restore the file") from None
     return tuple(records)
 
 

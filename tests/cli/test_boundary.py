@@ -75,7 +75,7 @@ def test_bad_input_is_one_line_that_names_it(
         (errors.BudgetExceeded("nothing left"), 3, "nothing left"),
         (errors.LedgerError("north.sqlite: damaged"), 4, "north.sqlite: damaged"),
         (errors.ProtocolError("bad share", ("north",)), 4, "bad share"),
-        (errors.RunError("too few\nhospitals"), 1, "too few hospitals"),
+        (errors.RunError("too few\nhospitals"), 4, "too few hospitals"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "runs/x: no space left"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "plan"), 2, "plan: No such file"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "runs: Permission denied"),

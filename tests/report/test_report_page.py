@@ -16,7 +16,7 @@ import pytest
 from made_run import POISON, make_run
 
 from privfm.dp.statement import PrivacyStatement
-from privfm.errors import InputError
+from privfm.errors import InputError, RunError
 from privfm.report import write_report
 
 VOID = {"meta", "img", "br", "link"}
@@ -152,7 +152,7 @@ def test_nothing_that_a_hospital_keeps_is_read_or_shown(run: Path, opened: list[
 )
 def test_a_damaged_file_is_named(run: Path, name: str, content: str, complaint: str) -> None:
     (run / name).write_text(content)
-    with pytest.raises(InputError, match=re.escape(complaint)):
+    with pytest.raises(RunError, match=re.escape(complaint)):
         write_report(run)
 
 
