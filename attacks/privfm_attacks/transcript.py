@@ -140,7 +140,7 @@ def _sybils(log: Log) -> Iterator[str]:
         strangers = sorted((members | set(record.cohort)) - (planned & log.members))
         if strangers:
             yield f"round {record.round}: {', '.join(strangers)} not in plan and roster"
-        if seen and len(members & seen) < HONEST:
+        if seen and members - seen and len(members & seen) < HONEST:
             yield f"round {record.round}: {len(members - seen)} of {len(members)} hospitals are new"
         seen |= members
         for group in together:

@@ -71,7 +71,10 @@ def test_records_that_ledgers_do_not_know_are_a_leak(run: Path, capsys: pytest.C
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--only", "everything"], "no such audit; there are mechanism, canaries, ledgers, transcript"), (["elsewhere"], "elsewhere")],
+    [
+        (["--only", "everything"], "no such audit; there are mechanism, canaries, ledgers, transcript"),
+        (["elsewhere"], "elsewhere"),
+    ],
 )
 def test_bad_input_is_one_line(
     run: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

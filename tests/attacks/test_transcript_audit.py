@@ -111,7 +111,7 @@ PLANTED: dict[str, tuple[str, Callable[[], Log]]] = {
     "strangers": ("cohorts", lambda: log_of(*ORDINARY, record(7, "avwxy", "avwxy"))),
     "a name that the roster lacks": ("cohorts", lambda: log_of(*ORDINARY, members=frozenset("abcdef"))),
     "newcomers": ("cohorts", lambda: log_of(record(1, "ab"), record(2, "bcdefg"))),
-    "companions": ("cohorts", lambda: log_of(record(1, "abcdefg"), record(2, "bcdefg"), record(3, "a"))),
+    "companions": ("cohorts", lambda: log_of(record(1), record(2, "a"))),
     "an imprint": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(1.0)})),
     "half an imprint": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(0.5)})),
     "two rows alike": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(2 / 32)})),
@@ -130,6 +130,20 @@ def test_every_planted_case_is_found(case: str) -> None:
     assert "control" not in failed(result)
     if case not in ("newcomers", "companions", "strangers", "a sum of four"):  # those are small sums too
         assert failed(result) == {check}
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (log_of(record(1, "abcde"), record(2, "efg")), "round 2: 2 of 3 hospitals are new"),
+        (log_of(record(1, "abcdefg"), record(2, "abc"), record(3, "adefg")), "round 3: d+e+f+g always came together"),
+        (log_of(record(1, "abc"), record(2, "bcdef"), record(3, "abdef")), ""),
+    ],
+)
+def test_sybils_are_named(log: Log, said: str) -> None:
+    (cohorts,) = [each.detail for each in audit_transcript(log).findings if each.check == "cohorts"]
+    assert said in cohorts
+    assert (said == "") == (cohorts == "nobody is in a sum among strangers or newcomers alone")
 
 
 def test_known_noise_without_drop_outs_is_no_leak() -> None:
