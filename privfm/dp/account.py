@@ -51,6 +51,11 @@ class Account:
         """The last counter that `next_counter` gave out; 0 before the first."""
         return self._spending.counter
 
+    @property
+    def as_of(self) -> str:
+        """Date of the newest entry, for people to read."""
+        return self._spending.as_of
+
     def events(self, run: str | None = None) -> tuple[SampledGaussian, ...]:
         """Everything charged, whatever came of it: of `run`, or of the hospital's lifetime."""
         return self._spending.events(run)

@@ -149,6 +149,7 @@ class Spending:
         self.unit = ""
         self.adjacency = ""
         self.created: dict[str, Any] = {}
+        self.as_of = ""
         self._fates: dict[int, _Fate] = {}  # by the charge's sequence
         for entry in entries:
             self.apply(entry)
@@ -174,6 +175,7 @@ class Spending:
         }
         try:
             steps[entry.kind](entry)
+            self.as_of = str(entry.body["at"])
         except (KeyError, TypeError, ValueError) as error:
             raise LedgerError(f"ledger entry {entry.sequence} ({entry.kind}) is not understood: {error!r}") from None
 

@@ -121,6 +121,7 @@ class PrivacyStatement(_Part):
         trust_model: whom a patient need not trust, and for what, in words; one sentence each.
         releases, data_touches, tuning_runs, public_data: complete lists, in words; `()` says "none".
         randomness: where coins come from.
+        as_of: date of the newest entry that the ledgers held.
     """
 
     version: int = 1
@@ -134,6 +135,7 @@ class PrivacyStatement(_Part):
     sampler: str = SAMPLER
     accountant: str
     accountant_version: str
+    as_of: str | None = None
     hospitals: Annotated[tuple[HospitalStatement, ...], Field(min_length=1)]
     composed: tuple[ComposedGuarantee, ...] = ()
     final_model: FinalModelGuarantee | None = None

@@ -8,12 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from privfm.dp.figures import figure
+
 if TYPE_CHECKING:
     from privfm.dp.statement import HospitalStatement, PrivacyStatement
 
 __all__ = ["Section", "sections_of", "text_of"]
 
 _WIDTH = 100
+
+Table = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,11 @@ class Section:
     title: str
     sentences: tuple[str, ...] = ()
     items: tuple[str, ...] = ()
-    table: tuple[tuple[str, ...], ...] = ()
+    table: Table = ()
 
 
 def text_of(sections: Sequence[Section]) -> str:
-    """Sections as plain text, wrapped at 100 columns; tables are not wrapped."""
+    """Sections as plain text, wrapped at 100 columns; of a wider table columns go on below, beside its first again."""
     return "\n".join("\n".join(_lines(section)) for section in sections)
 
 
@@ -37,11 +41,33 @@ def _lines(section: Section) -> Iterator[str]:
         yield from textwrap.wrap(sentence, _WIDTH)
     for item in section.items:
         yield from textwrap.wrap(item, _WIDTH, initial_indent="* ", subsequent_indent="  ")
-    widths = [max(map(len, column)) for column in zip(*section.table, strict=True)]
-    for first, *others in section.table:
+    for table in _narrow(section.table):
+        yield from _aligned(table)
+        yield ""
+    if not section.table:
+        yield ""
+
+
+def _aligned(table: Table) -> Iterator[str]:
+    widths = _widths(table)
+    for first, *others in table:
         numbers = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
         yield "  ".join((first.ljust(widths[0]), *numbers))
-    yield ""
+
+
+def _narrow(table: Table) -> Iterator[Table]:
+    """A table in parts that each fit, every part with the first column."""
+    widths, begin = _widths(table), 1
+    while begin < len(widths):
+        end = begin + 1
+        while end < len(widths) and widths[0] + sum(2 + width for width in widths[begin : end + 1]) <= _WIDTH:
+            end += 1
+        yield tuple((row[0], *row[begin:end]) for row in table)
+        begin = end
+
+
+def _widths(table: Table) -> list[int]:
+    return [max(map(len, column)) for column in zip(*table, strict=True)]
 
 
 def sections_of(statement: PrivacyStatement) -> tuple[Section, ...]:
@@ -76,7 +102,7 @@ def _promise(statement: PrivacyStatement) -> Section:
             "Whoever sees everything that a hospital sent in the runs on its ledger can tell whether one "
             f"{statement.unit} took part, with all their images, only as well as (epsilon, delta)-differential privacy "
             "allows: epsilon is at most "
-            f"{worst.epsilon_spent:.3f} (at {worst.id}), delta is {odds}.",
+            f"{figure(worst.epsilon_spent)} (at {worst.id}), delta is {odds}.",
             f"In words: whatever somebody concludes about a {statement.unit}, the odds of that conclusion are at most "
             f"e^epsilon = {math.exp(min(700.0, worst.epsilon_spent)):.3g} times what they would be had the "
             f"{statement.unit} never taken part, except with probability {odds}. A guarantee of this size is called "
@@ -102,6 +128,8 @@ def _tier(epsilon: float) -> str:
 
 
 def _about_spending(statement: PrivacyStatement) -> Iterator[str]:
+    if statement.as_of is not None:
+        yield f"As of {statement.as_of}, the newest entry of the ledgers."
     yield "Every step that was started is counted, also where a crash kept its result from being sent."
     yield (
         "A run's epsilon is exact when its length was fixed in advance; where a run was stopped early because of how "
@@ -123,8 +151,8 @@ def _row(row: HospitalStatement) -> tuple[str, ...]:
         f"{row.clip_norm:g}",
         f"{row.steps_charged} of {row.steps_planned}",
         str(row.steps_reserved_for_retries),
-        f"{row.epsilon_run:.3f}",
-        f"{row.epsilon_spent:.3f}",
+        figure(row.epsilon_run),
+        figure(row.epsilon_spent),
         f"{row.epsilon_allowed:g}",
         "none" if row.lifetime_cap is None else f"{row.lifetime_cap:g}",
         f"{row.delta:g}",
@@ -135,7 +163,7 @@ def _curve(statement: PrivacyStatement) -> Section:
     curves = {row.id: {point.delta: point.epsilon for point in row.curve} for row in statement.hospitals}
     shared = set.intersection(*(set(curve) for curve in curves.values()))
     deltas = sorted(shared, reverse=True)
-    rows = ((name, *(f"{curve[delta]:.3f}" for delta in deltas)) for name, curve in curves.items())
+    rows = ((name, *(figure(curve[delta]) for delta in deltas)) for name, curve in curves.items())
     return Section(
         "The whole trade-off",
         ("Lifetime epsilon for other choices of delta.",),
@@ -152,7 +180,7 @@ def _composed(statement: PrivacyStatement) -> Section | None:
     return Section(
         "Patients at several hospitals",
         items=tuple(
-            f"with images at {', '.join(each.hospitals)}: epsilon {each.epsilon:.3f} at delta {each.delta:g}"
+            f"with images at {', '.join(each.hospitals)}: epsilon {figure(each.epsilon)} at delta {each.delta:g}"
             for each in statement.composed
         ),
     )
@@ -164,7 +192,7 @@ def _final_model(statement: PrivacyStatement) -> Section | None:
     bound = statement.final_model
     return Section(
         "For users of the final model only",
-        (f"Under the assumptions listed, epsilon is at most {bound.epsilon:.3f} at delta {bound.delta:g}.",),
+        (f"Under the assumptions listed, epsilon is at most {figure(bound.epsilon)} at delta {bound.delta:g}.",),
         items=bound.assumes,
     )
 

@@ -127,6 +127,7 @@ def _check_statement(
         raise RunError(f"{path}: {error}; the run's folder is damaged") from None
     if [row.id for row in stated.hospitals] != [each.id for each in plan.hospitals]:
         raise VerificationError(f"{path}: is not about this run's hospitals")
+    _check_date(stated, facts.run, ledgers, path)
     then = {row.id: _as_stated(ledgers[row.id], facts.run, row, path) for row in stated.hospitals}
     again = make_statement(
         plan,
@@ -139,6 +140,11 @@ def _check_statement(
     )
     _check_stated(path, stated, again)
     return then
+
+
+def _check_date(stated: PrivacyStatement, run: str, ledgers: Mapping[str, Ledger], path: Path) -> None:
+    if not any(account.as_of == stated.as_of for ledger in ledgers.values() for account in ledger.since(run)):
+        raise VerificationError(f"{path}: as_of {stated.as_of} is not the date of an entry in a ledger")
 
 
 def _as_stated(ledger: Ledger, run: str, row: HospitalStatement, path: Path) -> Account:
@@ -157,7 +163,7 @@ def _as_stated(ledger: Ledger, run: str, row: HospitalStatement, path: Path) -> 
 def _check_stated(path: Path, stated: PrivacyStatement, again: PrivacyStatement) -> None:
     """Compare all but versions; of a statement by another version of privfm the numbers, since words may differ."""
     found, wanted = stated.model_dump(mode="json"), again.model_dump(mode="json")
-    words = set(found) - {"privfm_version", "accountant_version"}
+    words = set(found) - {"privfm_version", "accountant_version", "as_of"}
     for name in sorted(words) if stated.privfm_version == __version__ else _NUMBERS:
         if not _alike(found[name], wanted[name]):
             raise VerificationError(

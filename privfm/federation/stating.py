@@ -162,6 +162,7 @@ def make_statement(
         private=private,
         unit=plan.privacy.unit,
         contribution_cap=_contribution(plan),
+        as_of=max(ledger.as_of for ledger in ledgers.values()),
         hospitals=rows,
         composed=_composed(plan, ledgers),
         final_model=for_sums if private else None,

@@ -38,8 +38,8 @@ PROBE_NAMES = {
 def write_report(directory: Path) -> Path:
     """Write `report.html` into a run's directory and return its path.
 
-    Guarantees: reads the coordinator's files, the statement and the released network, and nothing else of the run;
-    above all nothing that a hospital keeps.
+    Guarantees: reads the coordinator's files, the statement, the released network and what ledgers say now, and nothing
+    else of the run; above all nothing of a hospital's own folder.
 
     Raises:
         InputError: `directory` is not a run.

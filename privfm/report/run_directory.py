@@ -1,16 +1,20 @@
-"""What the report reads of a run: the coordinator's files and the statement, nothing that a hospital keeps."""
+"""What the report reads of a run: the coordinator's files, the statement, and where ledgers stand."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from privfm.dp.figures import figure
 from privfm.dp.statement import PrivacyStatement
-from privfm.errors import InputError, RunError
+from privfm.errors import InputError, RunError, VerificationError
+from privfm.federation import directory as run_directory
 from privfm.federation.records import RoundRecord
+from privfm.federation.stating import state_run
 from privfm.plan import Plan, stored_plan
 
 __all__ = ["RunDirectory", "read_run"]
@@ -27,6 +31,7 @@ class RunDirectory:
         rounds: finished rounds, in order.
         result: result.json; None while the run is not over.
         statement: privacy.json; None while the run is not over.
+        gone_on: what hospitals' ledgers say now where that is not the statement any more, in a sentence each.
     """
 
     path: Path
@@ -35,6 +40,7 @@ class RunDirectory:
     rounds: tuple[RoundRecord, ...]
     result: Mapping[str, Any] | None
     statement: PrivacyStatement | None
+    gone_on: tuple[str, ...]
 
     @property
     def private(self) -> bool:
@@ -52,14 +58,33 @@ def read_run(directory: Path) -> RunDirectory:
     plan_path = directory / "plan.toml"
     if not plan_path.is_file():
         raise InputError(f"{directory}: not a run (no plan.toml); give the folder that privfm train wrote")
+    statement = _read_statement(directory / "privacy.json")
     return RunDirectory(
         path=directory,
         plan=stored_plan(plan_path),
         header=_read_object(directory / "run.json", required=("run", "plan_hash", "version", "private", "started")),
         rounds=_read_rounds(directory / "rounds.jsonl"),
         result=_read_if_there(directory / "result.json"),
-        statement=_read_statement(directory / "privacy.json"),
+        statement=statement,
+        gone_on=() if statement is None else tuple(_gone_on(directory, statement)),
     )
+
+
+def _gone_on(directory: Path, statement: PrivacyStatement) -> Iterator[str]:
+    """Yield where ledgers stand elsewhere than the statement says, for later runs or a recovery charged them."""
+    if not (directory / "ledgers").exists():
+        return
+    try:
+        now = {row.id: row for row in state_run(run_directory.RunDirectory.existing(directory)).hospitals}
+    except VerificationError as error:
+        yield f"What ledgers say now could not be read: {error}."
+        return
+    for row in statement.hospitals:
+        spent, cap = now[row.id].epsilon_spent, now[row.id].lifetime_cap
+        if not math.isclose(spent, row.epsilon_spent, rel_tol=1e-9):
+            yield f"{row.id} has spent epsilon {figure(spent)} by now, not {figure(row.epsilon_spent)}."
+        if cap != row.lifetime_cap:
+            yield f"{row.id} has a lifetime limit of {cap} by now, not {row.lifetime_cap or 'none'}."
 
 
 def _read_if_there(path: Path) -> Mapping[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,18 @@ def test_each_run_is_verified_stated_and_reported(study: Path, capsys: pytest.Ca
         said = read(capsys, "budget", "statement", str(study / name))["tuning_runs"]
         assert said[0] == f"Run {other}, 1 round at each of 3 hospitals; counted in epsilon spent."
         assert main(["report", str(study / name)]) == 0
+
+
+def test_a_report_says_when_ledgers_have_gone_on_since(study: Path) -> None:
+    pages, dates = {}, {}
+    for name in ("one", "two"):
+        assert main(["report", str(study / name)]) == 0
+        pages[name] = (study / name / "report.html").read_text()
+        dates[name] = json.loads((study / name / "privacy.json").read_text())["as_of"]
+        assert f"for people: as of {dates[name]}." in pages[name]
+    assert f"Ledgers have gone on.</strong> This page tells of {dates['one']}" in pages["one"]
+    assert re.search(r"hospital-2 has spent epsilon \d\.\d+ by now, not \d\.\d+\.", pages["one"])
+    assert "Ledgers have gone on" not in pages["two"]
 
 
 def test_resuming_finds_the_ledgers_by_itself(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

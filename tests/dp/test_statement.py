@@ -181,3 +181,24 @@ def test_optional_parts_appear_when_there_is_something_to_say() -> None:
         text.split()
     )
     assert "For users of the final model only" in text
+
+
+def test_tables_fit_the_page_and_every_part_names_the_hospital() -> None:
+    lines = statement(hospitals=tuple(row(f"university-hospital-{i}") for i in range(3))).to_text().splitlines()
+    assert max(map(len, lines)) <= 100
+    heads = [line for line in lines if line.startswith("hospital ")]
+    assert any("noise multiplier" in line for line in heads)
+    assert any("life's limit" in line for line in heads)
+    assert sum(line.startswith("university-hospital-2 ") for line in lines) == len(heads) >= 3
+
+
+def test_a_tiny_epsilon_is_no_zero() -> None:
+    tiny = statement(hospitals=(row(charged=[SampledGaussian(1.0, 1e4, 1)]),))
+    assert 0 < tiny.hospitals[0].epsilon_spent < 5e-4
+    said = tiny.to_text()
+    assert f"{tiny.hospitals[0].epsilon_spent:.3g}" in said
+    assert "epsilon is at most 0.000" not in said
+
+
+def test_a_statement_says_of_when_it_is() -> None:
+    assert "As of 2026-01-01T00:00:00+00:00, the newest entry" in statement(as_of="2026-01-01T00:00:00+00:00").to_text()
