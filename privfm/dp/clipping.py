@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
 from privfm.errors import ModelError
 from privfm.gradients import Share, unit_shares
@@ -118,7 +117,8 @@ class ClippingEngine:
         self._clip_norm = clip_norm
         self._precision = precision
         self._units = self._within = 0
-        self._sum = torch.zeros_like(parameters_to_vector(_trainable(network))).detach()
+        self._parameters = _trainable(network)
+        self._sums: list[Tensor] = []  # one a parameter, once something was added
 
     def add(self, losses: Callable[[], Float[Tensor, " units"]], units: int, counted: int | None = None) -> None:
         """Add the clipped gradients of `units` units, never split over two calls. A non-finite one counts as zero.
@@ -138,21 +138,21 @@ class ClippingEngine:
         if not bool(finite.all()):
             shares, norms = [share.only(finite) for share in shares], torch.where(finite, norms, 0.0)
         factors = torch.where(real, self._clip_norm / norms.clamp(min=self._clip_norm), 0.0).float()
-        start = 0
+        before, self._sums = self._sums, []
         while shares:  # each is let go of once it is added, for they are as large as the activations
             part = _weighted_sum(shares.pop(0), factors, doubtful)
-            self._sum[start : start + len(part)] += part
-            start += len(part)
+            self._sums.append(before.pop(0).add_(part) if before else part)
 
     def finish(self) -> ClippedSum:
         """Return the sum so far and start anew; zero when nothing was added, as for an empty draw."""
-        done = ClippedSum(self._sum, self._clip_norm, self._units, self._within)
-        self._sum, self._units, self._within = torch.zeros_like(self._sum), 0, 0
+        sums = self._sums or [torch.zeros_like(parameter).flatten() for parameter in self._parameters]
+        done = ClippedSum(torch.cat(sums).detach(), self._clip_norm, self._units, self._within)
+        self._sums, self._units, self._within = [], 0, 0
         return done
 
     def _in_precision(self, losses: Callable[[], Float[Tensor, " units"]]) -> Float[Tensor, " units"]:
         """The forward pass alone: autocast would reach into norms and sums too."""
         if self._precision is torch.float32:
             return losses()
-        with torch.autocast(self._sum.device.type, dtype=self._precision, cache_enabled=False):
+        with torch.autocast(self._parameters[0].device.type, dtype=self._precision, cache_enabled=False):
             return losses()

@@ -60,8 +60,10 @@ class Factors:
 
     @property
     def cheaper_as_rows(self) -> bool:
-        """Whether a unit's written-out gradient is smaller than the two Gram matrices that its norm would need."""
-        return 2 * self.inputs.shape[2] ** 2 >= self.inputs.shape[3] * self.outputs.shape[3]
+        """Whether a unit's gradient is smaller written out than what it is a product of: then it is quicker too."""
+        _, _, tokens, seen = self.inputs.shape
+        given = self.outputs.shape[3]
+        return seen * given <= tokens * (seen + given)
 
     def squared_norms(self) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
         """By the ghost identity: over pairs of tokens, products of inputs times products of outputs. And how far off.
@@ -80,8 +82,10 @@ class Factors:
 
     def weighted_sum(self, factors: Float[Tensor, " units"]) -> Float[Tensor, " numbers"]:
         """One contraction over units and tokens, as in an ordinary backward pass."""
-        outputs = self.outputs * factors[:, None, None, None]
-        return torch.einsum("ugto,ugti->goi", outputs, self.inputs).flatten()
+        weights = factors[:, None, None, None]
+        narrow = self.inputs.shape[3] < self.outputs.shape[3]
+        inputs, outputs = (self.inputs * weights, self.outputs) if narrow else (self.inputs, self.outputs * weights)
+        return (_by_group(outputs).mT @ _by_group(inputs)).flatten()
 
     def rows(self, chosen: Bool[Tensor, " units"] | None = None) -> Rows:
         """Written out, for the chosen units."""
@@ -92,6 +96,11 @@ class Factors:
         """The same with every other unit's inputs and outputs zero: 0 * NaN would be NaN."""
         keep = finite[:, None, None, None]
         return Factors(torch.where(keep, self.inputs, 0.0), torch.where(keep, self.outputs, 0.0))
+
+
+def _by_group(tokens: Float[Tensor, "units groups tokens channels"]) -> Float[Tensor, "*groups rows channels"]:
+    """All units' tokens as one matrix for each group; without a copy where there is one group."""
+    return tokens.flatten(0, 2) if tokens.shape[1] == 1 else tokens.transpose(0, 1).flatten(1, 2)
 
 
 Share = Rows | Factors

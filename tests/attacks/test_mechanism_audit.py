@@ -177,11 +177,13 @@ class ClippedAfterAveraging(ClipIgnored):
 
 class MicroBatchesClipped(ClippingEngine):
     def add(self, losses: Callable[[], Tensor], units: int, counted: int | None = None) -> None:
-        kept, self._sum = self._sum, torch.zeros_like(self._sum)
+        kept, self._sums = self._sums, []
         whole, self._clip_norm = self._clip_norm, 1e9
         super().add(losses, units, counted)
         self._clip_norm = whole
-        self._sum = kept + self._sum * min(1.0, whole / max(1e-30, float(self._sum.norm())))
+        self._sums = [part * min(1.0, whole / max(1e-30, float(part.norm()))) for part in self._sums]
+        if kept:
+            self._sums = [before + part for before, part in zip(kept, self._sums, strict=True)]
 
 
 class CountedTwice(ClippingEngine):
@@ -192,10 +194,10 @@ class CountedTwice(ClippingEngine):
 
 class NanLetThrough(ClippingEngine):
     def add(self, losses: Callable[[], Tensor], units: int, counted: int | None = None) -> None:
-        for share in one_pass_shares(self, losses, units):
-            factors = (self._clip_norm / share.norm(dim=1).clamp(min=self._clip_norm)).float()
-            factors[counted:] = 0.0
-            self._sum += factors @ share
+        (share,) = one_pass_shares(self, losses, units)  # the bench's layer has one parameter
+        factors = (self._clip_norm / share.norm(dim=1).clamp(min=self._clip_norm)).float()
+        factors[counted:] = 0.0
+        self._sums = [sum(self._sums, start=factors @ share)]
 
 
 def one_pass_shares(self: ClippingEngine, losses: Callable[[], Tensor], units: int) -> list[Tensor]:
