@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from privfm.dp.figures import figure
 from privfm.errors import InputError, PlanError
 from privfm_cli.budget_plan import plan
 from privfm_cli.console import Column, say, show, show_json, show_table
@@ -53,7 +54,7 @@ def show_spending(path: Ledgers, delta: Delta = None, as_json: Json = False) -> 
         [
             (
                 hospital.hospital,
-                f"{hospital.epsilon:.3f}",
+                figure(hospital.epsilon),
                 "-" if hospital.epsilon_allowed is None else f"{hospital.epsilon_allowed:g}",
                 f"{hospital.delta:g}",
                 str(hospital.steps),
@@ -66,7 +67,7 @@ def show_spending(path: Ledgers, delta: Delta = None, as_json: Json = False) -> 
     )
     if found.composed is not None:
         places = ", ".join(found.composed.hospitals)
-        show(f"A patient seen at {places}: epsilon {found.composed.epsilon:.3f} at delta {found.composed.delta:g}.")
+        show(f"A patient seen at {places}: epsilon {figure(found.composed.epsilon)} at delta {found.composed.delta:g}.")
 
 
 @commands.command("verify")

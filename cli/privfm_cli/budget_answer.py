@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from privfm.dp.figures import figure
 from privfm_cli.budget_questions import Asked
 from privfm_cli.console import WIDTH, Column, say, show, show_table
 
@@ -119,12 +120,12 @@ def _show_one(each: Outlook, asked: Asked) -> None:
     drawn = f"{each.expected_units:g} of {question.nominal_units} patients a step"
     retries = "" if asked.reserved_steps == asked.steps else f", and {asked.reserved_steps - asked.steps} for retries"
     show(f"noise multiplier   {each.noise_multiplier:.4f}")
-    show(f"epsilon spent      {each.epsilon:.4f} at delta {question.delta:g} ({accountant_version('pld')})")
+    show(f"epsilon spent      {figure(each.epsilon, 4)} at delta {question.delta:g} ({accountant_version('pld')})")
     before = f", after {total_steps(question.spent)} on the ledger" if question.spent else ""
     show(f"steps              {asked.steps}{retries}{before}")
     show(f"sampling rate      {question.sample_rate:g}, {drawn}")
     show(f"noise              {each.noise_share:.3g} clip norms in each coordinate of the averaged gradient")
-    show(f"a second such run  epsilon {each.epsilon_after_second_run:.4f} for both together")
+    show(f"a second such run  epsilon {figure(each.epsilon_after_second_run, 4)} for both together")
 
 
 def _show_many(answer: Answer) -> None:
@@ -144,9 +145,9 @@ def _show_many(answer: Answer) -> None:
             str(each.question.nominal_units),
             f"{each.question.sample_rate:g}",
             f"{each.noise_multiplier:.4f}",
-            f"{each.epsilon:.4f}",
+            figure(each.epsilon, 4),
             f"{each.question.epsilon or 0:g}",
-            f"{each.epsilon_after_second_run:.4f}",
+            figure(each.epsilon_after_second_run, 4),
             *([f"{answer.forecasts[i].noise_to_signal:.3g}"] if answer.forecasts else []),
         )
         for i, each in enumerate(answer.outlooks)
@@ -170,8 +171,8 @@ def _show_curves(answer: Answer) -> None:
     show()
     if answer.asked.plan is None:
         show_table(
-            [Column(unit), Column("epsilon")], [(x, f"{curve[i].epsilon:.3f}") for x, i in zip(at, along, strict=True)]
+            [Column(unit), Column("epsilon")], [(x, figure(curve[i].epsilon)) for x, i in zip(at, along, strict=True)]
         )
         return
     columns = [Column(f"epsilon after {unit}:", right=False), *map(Column, at)]
-    show_table(columns, [(o.question.id, *(f"{o.curve[i].epsilon:.3f}" for i in along)) for o in answer.outlooks])
+    show_table(columns, [(o.question.id, *(figure(o.curve[i].epsilon) for i in along)) for o in answer.outlooks])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from privfm.dp.figures import figure
+from privfm.errors import BudgetExceeded, InputError
 from privfm_cli.console import WIDTH, Column, say, show, show_json, show_table
 from privfm_cli.plan_flags import Flags, plan_from, takes_plan_flags
 
 if TYPE_CHECKING:
     from privfm.federation.checking import HospitalCheck, PlanCheck
+    from privfm.federation.room import Room
 
 __all__ = ["commands"]
 
@@ -28,27 +32,54 @@ def _plan() -> None:
 @takes_plan_flags
 def check(
     plan_file: Annotated[Path | None, typer.Argument(metavar="[PLAN.toml]", show_default=False)] = None,
+    ledgers: Annotated[
+        Path | None,
+        typer.Option(
+            "--ledgers",
+            metavar="FOLDER",
+            help="Lasting ledgers that the run would go on in: whether their caps allow it.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
     *,
     flags: Flags,
 ) -> None:
     """Say what a run would spend, send and take, and whether it can learn. Nothing is spent.
 
-    Images are read to know the hospitals; no gradient of theirs is computed.
+    Images are read to know the hospitals; no gradient of theirs is computed. With --ledgers it ends with exit code 3
+    where a lifetime cap has no room for the run.
     """
+    if ledgers is not None and not ledgers.is_dir():
+        raise InputError(f"--ledgers {ledgers}: no such folder; a run with that would begin new ledgers there")
     plan = plan_from(plan_file, flags)
     say(f"reading {plan.data.source}")
     from privfm.federation.checking import check_plan
 
-    checked = check_plan(plan)
+    checked = check_plan(plan, ledgers)
     if as_json:
         show_json(checked.to_json())
     else:
         _show(checked)
+    _refuse_where_full(checked.rooms)
+
+
+def _refuse_where_full(rooms: Sequence[Room]) -> None:
+    from privfm.federation.room import room_advice
+
+    full = [room for room in rooms if not room.fits]
+    if full:
+        advice = room_advice([room.epsilon_that_fits for room in rooms if room.cap is not None])
+        raise BudgetExceeded(
+            f"{', '.join(room.id for room in full)}: the lifetime cap has no room for the whole run; {advice}"
+        )
 
 
 def _show(checked: PlanCheck) -> None:
     _show_hospitals(checked)
+    if checked.rooms:
+        show()
+        _show_rooms(checked.rooms)
     show(f"Epsilon is per {checked.plan.privacy.unit}, at delta {checked.delta:g}.")
     show()
     for name, words in _facts(checked):
@@ -73,14 +104,30 @@ def _show_hospitals(checked: PlanCheck) -> None:
     show_table(columns, [_row(hospital) for hospital in checked.hospitals])
 
 
+def _show_rooms(rooms: Sequence[Room]) -> None:
+    columns = ("on its ledger", "after this run", "lifetime cap", "rounds that fit", "allowed")
+    rows = [
+        (
+            room.id,
+            "new" if room.new else figure(room.epsilon_before),
+            figure(room.epsilon_after),
+            "none" if room.cap is None else f"{room.cap:g}",
+            "-" if room.rounds_that_fit is None else str(room.rounds_that_fit),
+            "yes" if room.fits else "no",
+        )
+        for room in rooms
+    ]
+    show_table([Column("hospital", right=False), *map(Column, columns)], rows)
+
+
 def _row(hospital: HospitalCheck) -> tuple[str, ...]:
     return (
         hospital.id,
         str(hospital.nominal_units),
         f"{hospital.sample_rate:g}",
         f"{hospital.noise_multiplier:.3f}",
-        f"{hospital.epsilon:.3f}",
-        f"{hospital.epsilon_with_retries:.3f}",
+        figure(hospital.epsilon),
+        figure(hospital.epsilon_with_retries),
         f"{hospital.epsilon_allowed:g}",
         f"{hospital.forecast.noise_to_signal:.3g}",
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from privfm.dp.figures import figure
 from privfm.errors import InputError, PlanError
 from privfm_cli.console import WIDTH, Column, say, show, show_json, show_table
 from privfm_cli.plan_flags import Flags, plan_from, takes_plan_flags
@@ -97,7 +98,11 @@ def _planned(
     say(f"reading {plan.data.source}")
     from privfm.federation.search import plan_search
 
-    return plan_search(plan, values, ledgers, total)
+    search = plan_search(plan, values, ledgers, total)
+    new = [each.id for each in search.costs if not (ledgers / f"{each.id}.sqlite").exists()]
+    if new:
+        say(f"--ledgers {ledgers}: new ledgers will be begun there, with nothing spent, for {', '.join(new)}")
+    return search
 
 
 def _values(text: str) -> tuple[str, list[Any]]:
@@ -161,11 +166,11 @@ def _show_cost(search: Search) -> None:
         (
             each.id,
             f"{each.noise_multiplier:.3f}",
-            f"{each.epsilon_trial:.3f}",
-            f"{each.epsilon_search:.3f}",
+            figure(each.epsilon_trial),
+            figure(each.epsilon_search),
             f"{each.epsilon_allowed:g}",
-            f"{each.epsilon_before:.3f}",
-            f"{each.epsilon_after:.3f}",
+            figure(each.epsilon_before),
+            figure(each.epsilon_after),
             "no cap" if each.cap_left is None else f"{each.cap_left:.1%}",
         )
         for each in search.costs

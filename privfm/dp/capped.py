@@ -41,5 +41,5 @@ class Capped(Journal):
             fitting = cap.rounds_that_fit(declaration.per_round, self._spending.events())
             raise BudgetExceeded(
                 f"{self.path}: the lifetime cap (epsilon {cap.epsilon:g} at delta {cap.delta:g}) has room for "
-                f"{fitting} more rounds of this kind, not {rounds}; plan fewer rounds or more noise"
+                f"{fitting} more rounds of this kind, not {rounds}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from privfm.federation.cohort import gather_cohort
 from privfm.federation.device import pick_device, units_at_a_time
 from privfm.federation.network import Learner, build_learner, trained
 from privfm.federation.planning import complete_plan, mechanism_of, threshold_of, vector_spec
+from privfm.federation.room import Room, room_for
+from privfm.objectives import get_objective
 from privfm.plan import HospitalPlan, Plan
 
 __all__ = ["HospitalCheck", "PlanCheck", "check_plan"]
@@ -61,6 +64,7 @@ class PlanCheck:
         bytes_down: of one hospital in one round, key material apart.
         seconds: estimate for all rounds on this machine, start and probe apart.
         verdict: the worst of the hospitals' forecasts.
+        rooms: what each hospital's lasting ledger says of it, where they were named.
     """
 
     plan: Plan
@@ -73,18 +77,26 @@ class PlanCheck:
     bytes_down: int
     seconds: float
     verdict: str
+    rooms: tuple[Room, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("plan", "hospitals")}
-        return {**plain, "hospitals": [asdict(each) for each in self.hospitals]}
+        return {
+            name: [asdict(each) for each in value] if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+            if name != "plan"
+        }
 
 
-def check_plan(plan: Plan) -> PlanCheck:
+def check_plan(plan: Plan, ledgers: Path | None = None) -> PlanCheck:
     """Return what the plan would cost; reads the images to know the hospitals, and spends nothing.
+
+    Args:
+        ledgers: a folder of lasting ledgers that the run would go on in.
 
     Raises:
         InputError: the plan or its images will not do.
     """
+    get_objective(plan.objective.name, **plan.objective.options)  # what is wrong with it is told before images are read
     whole = complete_plan(plan, gather_cohort(plan).nominal_units, clip_norm=1.0)
     learner = build_learner(whole)
     parameters = trained(learner.network).numel()
@@ -100,6 +112,7 @@ def check_plan(plan: Plan) -> PlanCheck:
         bytes_up=vector_spec(whole, parameters).ring_bits * parameters // 8,
         bytes_down=4 * parameters,
         seconds=_estimate_seconds(whole, learner),
+        rooms=() if ledgers is None else tuple(room_for(whole, each, ledgers) for each in whole.hospitals),
         verdict=max((row.forecast.verdict for row in rows), key=["go", "doubtful", "no-go"].index),
     )
 

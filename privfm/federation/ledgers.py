@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 
 from privfm.dp.events import compose
 from privfm.dp.ledger import Declaration, Ledger
-from privfm.errors import LedgerError
+from privfm.errors import BudgetExceeded, LedgerError
 from privfm.federation.directory import RunDirectory
 from privfm.federation.notebook import Memory
 from privfm.federation.planning import mechanism_of
+from privfm.federation.room import fitting_epsilon, room_advice
 from privfm.plan import HospitalPlan, Plan
 
 __all__ = ["check_goes_on", "declaration_for", "declaration_of", "founding_ledgers", "put_on_record"]
@@ -72,14 +73,29 @@ def founding_ledgers(directory: RunDirectory, plan: Plan, run: str, *, private: 
             _check_not_older(directory, hospital.id, there)
         for hospital in plan.hospitals:
             if hospital.id in there:
-                declared = declaration_for(plan, hospital, run, private=private)
                 _check_unit(there[hospital.id], plan)
-                there[hospital.id].check_cap(declared, declared.most_rounds)
+                _check_room(there, plan, declaration_for(plan, hospital, run, private=private), hospital)
         yield {
             each.id: there.get(each.id)
             or stack.enter_context(Ledger.create(directory.ledger(each.id), each.id, unit=plan.privacy.unit))
             for each in plan.hospitals
         }
+
+
+def _check_room(there: Mapping[str, Ledger], plan: Plan, declared: Declaration, hospital: HospitalPlan) -> None:
+    """Raise BudgetExceeded with what would fit at every hospital."""
+    try:
+        there[hospital.id].check_cap(declared, declared.most_rounds)
+    except BudgetExceeded as refusal:
+        if not declared.private:
+            raise
+        capped = [each for each in plan.hospitals if each.id in there and there[each.id].cap is not None]
+        fitting = [_fitting(there[each.id], plan, each) for each in capped]
+        raise BudgetExceeded(f"{refusal}; {room_advice(fitting)}") from None
+
+
+def _fitting(ledger: Ledger, plan: Plan, hospital: HospitalPlan) -> float | None:
+    return None if ledger.cap is None else fitting_epsilon(ledger.cap, plan, hospital, ledger.events())
 
 
 def _check_unit(ledger: Ledger, plan: Plan) -> None:

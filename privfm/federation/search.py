@@ -17,9 +17,10 @@ from privfm.dp.accounting import epsilon
 from privfm.dp.calibration import NoiseRequest, calibrate_noise_under, calibrate_noises
 from privfm.dp.events import SampledGaussian
 from privfm.dp.filter import RdpFilter
-from privfm.dp.ledger import Ledger
 from privfm.errors import BudgetExceeded, PlanError
 from privfm.federation.cohort import gather_cohort
+from privfm.federation.room import on_ledger
+from privfm.objectives import get_objective
 from privfm.plan import HospitalPlan, Plan, parse_plan
 
 __all__ = ["TRIABLE", "HospitalCost", "Search", "Trial", "plan_search"]
@@ -127,6 +128,7 @@ def plan_search(
             room for; or no noise would do.
         LedgerError: a ledger is damaged.
     """
+    get_objective(plan.objective.name, **plan.objective.options)
     combinations = _combinations(tries)
     if plan.evaluation.probe:
         raise PlanError("evaluation.probe: would look at held-out patients after every trial; leave it out of a search")
@@ -187,7 +189,7 @@ def _cost(plan: Plan, hospital: HospitalPlan, noise: float, trials: int, ledgers
     """Return a hospital's cost; under a lifetime cap that needs more noise than the search's epsilon, with that."""
     allowed, delta = plan.epsilon(hospital), plan.privacy.delta
     path = ledgers / f"{hospital.id}.sqlite"
-    before, cap = _on_ledger(path, hospital.id)
+    before, cap = on_ledger(path, hospital.id)
     if cap is not None and hospital.noise_multiplier is None:
         noise = max(noise, _noise_under(cap, plan, hospital, trials, before))
     event = SampledGaussian(plan.sample_rate(hospital), noise, plan.reserved_steps)
@@ -214,13 +216,6 @@ def _cost(plan: Plan, hospital: HospitalPlan, noise: float, trials: int, ledgers
         epsilon_after=epsilon([*before, search], delta),
         cap_left=None if cap is None else cap.remaining([*before, search]),
     )
-
-
-def _on_ledger(path: Path, hospital: str) -> tuple[tuple[SampledGaussian, ...], RdpFilter | None]:
-    if not path.exists():
-        return (), None
-    with Ledger.open(path, hospital, read_only=True) as ledger:
-        return ledger.events(), ledger.cap
 
 
 def _noise_under(

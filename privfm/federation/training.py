@@ -36,6 +36,7 @@ from privfm.federation.stating import hospital_result, make_statement, sums_of
 from privfm.files import write_atomic
 from privfm.ids import HospitalId
 from privfm.models import save_backbone
+from privfm.objectives import get_objective
 from privfm.plan import Plan
 from privfm.secagg import Stage
 
@@ -72,7 +73,8 @@ def train(
     observer, began = observer or Observer(), time.monotonic()
     if plan.performance.threads:
         torch.set_num_threads(plan.performance.threads)
-    pick_device(plan.performance.device)  # a GPU that is not there is told before anything is read
+    pick_device(plan.performance.device)  # what is wrong with the plan alone is told before anything is read
+    get_objective(plan.objective.name, **plan.objective.options)
     if not resume:
         check_free(out)
     observer.stage(f"reading {plan.data.source}")
@@ -103,6 +105,8 @@ def _found(
         observer.warn(
             f"every hospital is taken to have {DEFAULT_NOMINAL_UNITS} patients; declare better with --nominal-units"
         )
+    if ledgers is not None:
+        _say_which_are_new(whole, ledgers, observer)
     run = os.urandom(16)
     with new_run(out, ledgers) as draft:
         write_atomic(draft.root / "plan.toml", whole.to_toml().encode())
@@ -111,6 +115,13 @@ def _found(
         draft.save_checkpoint(Checkpoint(0, trained(start.learner.network), {}))
         draft.write_json("run.json", _facts(whole, run, start, private=private).model_dump())
     return RunDirectory(out)
+
+
+def _say_which_are_new(plan: Plan, ledgers: Path, observer: Observer) -> None:
+    """Tell of ledgers that are begun: of a mistyped folder all are, and what was spent before is not counted."""
+    new = [each.id for each in plan.hospitals if not (ledgers / f"{each.id}.sqlite").exists()]
+    if new:
+        observer.warn(f"--ledgers {ledgers}: new ledgers are begun there, with nothing spent, for {', '.join(new)}")
 
 
 def _facts(plan: Plan, run: bytes, start: Start, *, private: bool) -> RunFacts:

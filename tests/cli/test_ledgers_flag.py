@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,25 @@ def test_resuming_finds_the_ledgers_by_itself(study: Path, capsys: pytest.Captur
     assert main(["train", "--resume", "--out", str(study / "one")]) == 4
     printed = capsys.readouterr().err.splitlines()
     assert "another run has used this ledger since" in printed[-1]
+
+
+def test_a_plan_is_checked_against_lasting_ledgers(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check = ["plan", "check", str(study / "plan.toml"), "--ledgers"]
+    rooms = read(capsys, *check, str(study / "ledgers"))["rooms"]
+    assert [(each["id"], each["new"], each["fits"]) for each in rooms] == [
+        (f"hospital-{i}", False, True) for i in (1, 2, 3)
+    ]
+    assert all(each["epsilon_after"] > each["epsilon_before"] > 0 for each in rooms)
+    capped = study / "capped"
+    shutil.copytree(study / "ledgers", capped)
+    assert main(["budget", "cap", str(capped / "hospital-2.sqlite"), "--epsilon", "5.5"]) == 0
+    capsys.readouterr()
+    assert main([*check, str(capped)]) == 3
+    printed = capsys.readouterr()
+    assert re.search(r"hospital-2 .* 5\.5 +\d+ +no", printed.out)
+    assert "hospital-2: the lifetime cap has no room for the whole run; plan fewer rounds" in printed.err
+    assert main([*check, str(study / "typo")]) == 2
+    assert "no such folder; a run with that would begin new ledgers there" in capsys.readouterr().err
 
 
 def test_a_file_is_no_folder_of_ledgers(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

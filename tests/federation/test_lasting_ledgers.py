@@ -87,10 +87,29 @@ def test_a_cap_refuses_a_run_before_anything_is_kept(plan: Plan, folder: Path) -
     with Ledger.open(folder / "hospital-3.sqlite") as ledger:
         ledger.set_cap(RdpFilter.for_cap(first.hospitals[2].epsilon * 1.2, plan.privacy.delta))
     before = state(folder)
-    with pytest.raises(BudgetExceeded, match=rf"{folder}/hospital-3.sqlite: the lifetime cap .* plan fewer rounds"):
+    with pytest.raises(
+        BudgetExceeded, match=rf"{folder}/hospital-3.sqlite: the lifetime cap .* plan fewer rounds"
+    ) as no:
         run(plan, folder, "second")
     assert state(folder) == before
     assert not (folder.parent / "second").exists()
+    told = float(str(no.value).rpartition("--epsilon ")[2])
+    privacy = plan.privacy.model_copy(update={"epsilon": told})
+    assert run(plan.model_copy(update={"privacy": privacy}), folder, "second").hospitals[2].epsilon <= told
+
+
+def test_ledgers_that_are_begun_are_told(plan: Plan, folder: Path) -> None:
+    """Of a mistyped folder all are new, and what was spent before would not be counted."""
+    said: list[str] = []
+
+    class Hearing(Observer):
+        def warn(self, text: str) -> None:
+            said.append(text)
+
+    for name in ("first", "second"):
+        train(plan, folder.parent / name, ledgers=folder, observer=Hearing())
+    begun = [each for each in said if "new ledgers" in each]
+    assert begun == [f"--ledgers {folder}: new ledgers are begun there, with nothing spent, for {', '.join(NAMES)}"]
 
 
 def test_an_interrupted_run_goes_on_in_its_ledgers(plan: Plan, folder: Path) -> None:
