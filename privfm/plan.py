@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from privfm.coupling import COUPLING_OPTIONS
 from privfm.errors import PlanError, RunError
 from privfm.ids import HospitalId
 
@@ -42,7 +43,18 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Epsilon = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Delta = Annotated[float, Field(gt=0, lt=0.1, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+TRAINABLE = r"^(all|norm-bias|lora|last-[1-9][0-9]?)$"
+DEVICE = r"^(auto|cpu|cuda(:[0-9]+)?)$"
+PATTERNS = {
+    NAME: "must be up to 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
+    TRAINABLE: "must be all, norm-bias, lora, or last-K with K from 1 to 99",
+    DEVICE: "must be auto, cpu, cuda, or cuda:N",
+}
+"""What a text must look like, in words."""
+
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Section(BaseModel):
@@ -87,7 +99,7 @@ class ModelPlan(Section):
     init: str = Field(default="public", min_length=1, description="public, scratch, or a .safetensors file")
     trainable: str = Field(
         default="norm-bias",
-        pattern=r"^(all|norm-bias|lora|last-[1-9][0-9]?)$",
+        pattern=TRAINABLE,
         description="all, last-K, norm-bias or lora",
     )
     lora_rank: int = Field(default=4, ge=1, le=256, description="lora: width of the adapters")
@@ -202,7 +214,7 @@ class EvaluationPlan(Section):
 class PerformancePlan(Section):
     """Speed and memory only; not part of the plan's hash."""
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", description="auto, cpu or cuda")
+    device: str = Field(default="auto", pattern=DEVICE, description="auto, cpu or cuda")
     threads: int | None = Field(default=None, ge=1, le=1024, description="threads of torch; default all cores")
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of layers; norms, sums and noise stay float32 or better"
@@ -345,9 +357,13 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
+    if first["loc"][:1] == ("objective",) and first["loc"][-1] in COUPLING_OPTIONS:
+        return f"{key}: {COUPLING_OPTIONS[str(first['loc'][-1])]}; leave it out"
         return f"{key}: unknown key{_suggestion(first['loc'])}"
     message = first["msg"].removeprefix("Value error, ")
     if not key:
+    if first["type"] == "string_pattern_mismatch":
+        message = PATTERNS[first["ctx"]["pattern"]]
         return message
     given = "" if first["type"] == "missing" else f" (got {first['input']!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{given}"

@@ -134,11 +134,12 @@ def cap(
         say("A cap that is set after releases is proved only if it was not chosen by looking at them.")
     for each in found:
         if each.rounds_that_fit is not None and each.rounds_that_fit < (each.rounds_left or 0):
-            say(f"{each.hospital}: only {each.rounds_that_fit} of the {each.rounds_left} rounds left of its run fit")
+            left = f"{each.rounds_left} rounds left of its run, retries included,"
+            say(f"{each.hospital}: only {each.rounds_that_fit} of the {left} fit")
     if as_json:
         show_json({"hospitals": [asdict(each) for each in found]})
         return
-    columns = ("lifetime cap", "delta", "order", "left", "rounds that fit", "rounds left of its run")
+    columns = ("lifetime cap", "delta", "order", "left", "rounds that fit", "left of its run, with retries")
     show_table(
         [Column("hospital", right=False), *map(Column, columns)],
         [
@@ -190,6 +191,8 @@ def recover(
             show(
                 f"{done.hospital}: {rounds} rounds charged to run {name}, up to counter {done.seen} that its peers saw"
             )
-        show(f"Go on with: privfm train --resume --out {run}")
+        over = RunDirectory.existing(run).over
+        what = "The run is over; state what it spent again" if over else "Go on"
+        show(f"{what} with: privfm train --resume --out {run}")
     else:
         show(f"{done.hospital}: nothing was lost; nothing charged")

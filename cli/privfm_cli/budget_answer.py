@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from privfm.dp.outlook import Outlook, UnderCap
 
 __all__ = ["Answer", "show_answer", "to_json", "warn_of_caps"]
+
+MEANINGLESS = 50.0
+"""Epsilon above which there is no promise left to speak of; people call 10 weak."""
 
 SHOWN = 5
 """Points of a curve in a table."""
@@ -108,8 +112,18 @@ def show_answer(answer: Answer) -> None:
         forecast = answer.forecasts[worst]
         where = "" if answer.asked.plan is None else f"at {answer.outlooks[worst].question.id} "
         show(textwrap.fill(f"Can it learn? {forecast.verdict}: {where}{forecast.reason}.", WIDTH))
-    for line in answer.left_out:
+    for line in (*answer.left_out, *_meaningless(answer)):
         say(line)
+
+
+def _meaningless(answer: Answer) -> Iterator[str]:
+    """Yield a remark about every epsilon that protects nobody."""
+    for each in answer.outlooks:
+        if each.epsilon > MEANINGLESS:
+            yield (
+                f"{each.question.id}: epsilon {each.epsilon:.0f} protects nobody: odds may change by a factor of "
+                f"e^{each.epsilon:.0f}; take more noise"
+            )
 
 
 def _show_one(each: Outlook, asked: Asked) -> None:

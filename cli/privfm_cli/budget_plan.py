@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from privfm.dp.figures import figure
 from privfm.errors import PlanError
 from privfm_cli.budget_answer import Answer, show_answer, to_json, warn_of_caps
 from privfm_cli.budget_questions import Asked, after_ledgers, from_flags, from_plan
@@ -119,6 +120,12 @@ def _answer(asked: Asked, parameters: int | None, averaged: int, *, curve: bool 
         raise PlanError(f"this cannot be planned: {error}") from None
     for each in outlooks:
         if each.question.epsilon is not None and each.epsilon > each.question.epsilon:
+            if each.question.spent:  # the plan's limit is for its run alone
+                left_out.append(
+                    f"{each.question.id}: with what its ledger has spent, epsilon {figure(each.epsilon)}, above the "
+                    f"{each.question.epsilon:g} that the plan allows its run"
+                )
+                continue
             raise PlanError(
                 f"hospitals: {each.question.id}: noise_multiplier {each.noise_multiplier} would spend epsilon "
                 f"{each.epsilon:.3f} of {each.question.epsilon:g}; leave it out to have it computed"

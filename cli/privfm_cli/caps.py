@@ -26,7 +26,7 @@ class CapState:
         epsilon, delta, order: of the filter; None where there is no cap.
         share_left: of the filter's budget, in [0, 1].
         run: the newest run on record; None before the first.
-        rounds_left: that the newest run may still charge by its own declaration.
+        rounds_left: that the newest run may still charge by its own declaration, retries included; 0 when it is over.
         rounds_that_fit: further rounds of the newest run's kind that the cap has room for.
         after_releases: whether the ledger has charged anything.
     """
@@ -113,7 +113,7 @@ def _state(ledger: Ledger) -> CapState:
         order=cap.order if cap else None,
         share_left=cap.remaining(events) if cap else None,
         run=newest.run if newest else None,
-        rounds_left=ledger.remaining(newest.run) if newest else None,
+        rounds_left=(0 if runs[-1].over else ledger.remaining(newest.run)) if newest else None,
         rounds_that_fit=cap.rounds_that_fit(newest.per_round, events) if cap and newest else None,
         after_releases=bool(events),
     )

@@ -10,8 +10,10 @@ from pathlib import Path
 from privfm.dp.accounting import epsilon
 from privfm.dp.events import total_steps
 from privfm.dp.ledger import Ledger
+from privfm.dp.peers import check_peers
 from privfm.dp.statement import ComposedGuarantee, worst_composition
 from privfm.errors import InputError, LedgerError, PlanError
+from privfm.federation.folder import is_run
 from privfm.plan import Plan, stored_plan
 
 __all__ = [
@@ -97,10 +99,10 @@ class FoundSpending:
 
 def run_of(path: Path) -> tuple[Path, str | None] | None:
     """Return the run's folder that `path` is or, with the hospital's name, that it is a ledger of."""
-    if (path / "run.json").is_file():
+    if is_run(path):
         return path, None
     root = path.absolute().parent.parent
-    inside = path.is_file() and path.absolute().parent.name == "ledgers" and (root / "run.json").is_file()
+    inside = path.is_file() and path.absolute().parent.name == "ledgers" and is_run(root)
     return (root, path.stem) if inside else None
 
 
@@ -128,14 +130,18 @@ def _composed(ledgers: Sequence[Ledger], plan: Plan | None, asked: float | None)
 
 
 def verify_ledgers(path: Path) -> tuple[CheckedLedger, ...]:
-    """Return every ledger under `path` after checking its chain of hashes, and of a run, what its folder says of it.
+    """Return every ledger under `path` after checking its chain of hashes, and what else there is to hold it against.
+
+    Of a run that is its folder, elsewhere the ledgers beside it.
 
     Raises:
         VerificationError: the first thing that is wrong.
     """
-    checked = tuple(_check(file) for file in ledger_files(path))
-    run = run_of(path)
+    files, run = ledger_files(path), run_of(path)
+    checked = tuple(_check(file) for file in files)
     if run is None:
+        if path.is_dir():
+            _check_side_by_side(files)
         return checked
     from privfm.federation.directory import RunDirectory
     from privfm.federation.verifying import verify_run
@@ -143,6 +149,11 @@ def verify_ledgers(path: Path) -> tuple[CheckedLedger, ...]:
     root, hospital = run
     matched = verify_run(RunDirectory.existing(root), hospital)
     return tuple(replace(each, rounds_matched=matched.get(each.hospital)) for each in checked)
+
+
+def _check_side_by_side(files: Sequence[Path]) -> None:
+    with ExitStack() as stack:
+        check_peers([stack.enter_context(Ledger.open(file, read_only=True)) for file in files])
 
 
 def ledger_files(path: Path) -> list[Path]:

@@ -76,7 +76,9 @@ def _stored_plan(directory: Path | None, plan_file: Path | None, flags: Flags) -
     """Return the plan of the run that goes on; flags and files may change its speed only."""
     if directory is None:
         raise ValueError("directory=None: a run that goes on has one")
-    stored = plan_from(directory / "plan.toml", {})
+    from privfm.plan import stored_plan
+
+    stored = stored_plan(directory / "plan.toml")
     if plan_file is not None:
         raise InputError(f"{plan_file}: {directory} keeps its own plan; leave the plan file out with --resume")
     check_unchanged(stored, flags)

@@ -30,15 +30,23 @@ def tune(
     tries: Annotated[
         list[str] | None,
         typer.Option(
-            "--try", metavar="KEY=A,B", help="Values of a key of the plan; several multiply.", show_default=False
+            "--try",
+            metavar="KEY=A,B",
+            help="Values of a key of the plan, two or more; several keys multiply. Needed, unless --resume.",
+            show_default=False,
         ),
     ] = None,
     ledgers: Annotated[
         Path | None,
-        typer.Option("--ledgers", metavar="FOLDER", help="Lasting ledgers that pay for it.", show_default=False),
+        typer.Option(
+            "--ledgers",
+            metavar="FOLDER",
+            help="Lasting ledgers that pay for it. Needed, unless --resume.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where its runs go.", show_default=False)
+        Path | None, typer.Option("--out", metavar="DIR", help="Where its runs go. Needed.", show_default=False)
     ] = None,
     total_epsilon: Annotated[
         float | None, typer.Option("--total-epsilon", help="For all runs together.", show_default="the plan's epsilon")
@@ -113,6 +121,8 @@ def _values(text: str) -> tuple[str, list[Any]]:
         (('optimizer.learning_rate', [0.003, 0.01]), ('federation.strategy', ['fedavg', 'fedadam']))
     """
     key, equals, values = text.partition("=")
+    if key and equals and not values.strip():
+        raise PlanError(f"--try {text}: has no values; give two or more, as in {key}=A,B")
     if not (key and equals and all(each.strip() for each in values.split(","))):
         raise PlanError(f"--try {text}: give a key of the plan and values, as in optimizer.learning_rate=0.003,0.01")
     return key.strip(), [_value(each.strip()) for each in values.split(",")]

@@ -17,7 +17,7 @@ from privfm.dp.accounting import check_delta, check_epsilon
 from privfm.dp.accounting import epsilon as epsilon_of
 from privfm.dp.events import SampledGaussian, compose
 from privfm.dp.filter import RdpFilter
-from privfm.dp.pld import limit_mu_squared, settled_grid
+from privfm.dp.pld import least_delta, limit_mu_squared, settled_grid
 from privfm.dp.sketch import sketch_epsilon
 from privfm.dp.workers import ask_workers, serve
 
@@ -194,7 +194,12 @@ def _calibrated(request: NoiseRequest, accountant: str) -> CalibratedNoise:
     check_delta(request.delta)
     if request.steps < 1:
         raise ValueError(f"steps={request.steps}: must be >= 1")
-    _with_noise(request, 1.0)  # checks the sampling rate
+    least = least_delta(_with_noise(request, 1.0))  # checks the sampling rate too
+    if accountant == "pld" and request.delta < least:
+        raise ValueError(
+            f"delta={request.delta:g}: double precision ends before it over {request.steps} steps; take at least "
+            f"{least:.1e}"
+        )
     if request.spent and epsilon_of(request.spent, request.delta, accountant) >= request.epsilon:
         raise ValueError(f"epsilon={request.epsilon}: already spent; nothing is left to calibrate for")
 

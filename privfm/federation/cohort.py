@@ -65,6 +65,7 @@ def gather_cohort(plan: Plan) -> Cohort:
     )
     _check_shared(plan, whole)
     train, fit, test = _hold_out(plan, whole)
+    _check_enough(plan, whole, train)
     split = _split(plan, train)
     _check_names(plan, split)
     builtin = _builtin(whole)
@@ -89,6 +90,19 @@ def _split(plan: Plan, train: ImageSet) -> dict[HospitalId, ImageSet]:
         min_patients=data.min_patients,
         seed=plan.seed,
         allow_shared=shared,
+    )
+
+
+def _check_enough(plan: Plan, whole: ImageSet, train: ImageSet) -> None:
+    """Refuse built-in images of too few patients, with what became of the others."""
+    data, patients, left = plan.data, len(whole.patients), len(train.patients)
+    if not _builtin(whole) or left >= data.hospitals * data.min_patients:
+        return
+    held = f", {patients - left} of them held out for the probe (--no-probe keeps them)," if left < patients else ""
+    more = "ask for more --patients, " if data.source == "phantom" else "ask for "
+    raise DataError(
+        f"{data.source}: {patients} patients{held} do not give {data.hospitals} hospitals {data.min_patients} each "
+        f"(data.min_patients); {more}fewer --hospitals, or a smaller data.min_patients"
     )
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from privfm.errors import InputError, RunError, VerificationError
+from privfm.federation.folder import is_run
 from privfm.federation.records import RoundRecord
 from privfm.files import sync_folder, write_atomic
 from privfm.plan import Plan, stored_plan
@@ -27,7 +28,7 @@ from privfm.plan import Plan, stored_plan
 OUTCOME = ("run.json", "roster.json", "start.safetensors", "rounds.jsonl", "checkpoint.safetensors")
 """What a run leaves that nothing may change after its end; the plan has a hash of its own."""
 
-__all__ = ["Checkpoint", "RunDirectory", "RunFacts", "begun_plan", "check_free", "is_run", "new_run"]
+__all__ = ["Checkpoint", "RunDirectory", "RunFacts", "begun_plan", "check_free", "new_run"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class RunDirectory:
     def shares_ledgers(self) -> bool:
         """Whether the hospitals' ledgers live elsewhere, for other runs to go on with; then `ledgers` points there."""
         return (self.root / "ledgers").is_symlink()
+
+    @property
+    def over(self) -> bool:
+        """Whether its last round is finished."""
+        return self.load_checkpoint().rounds >= self.plan.federation.rounds
 
     def own(self, hospital: str) -> Path:
         """Return the folder of what a hospital keeps to itself."""
@@ -170,11 +176,6 @@ class RunDirectory:
         prefix = "strategy."
         strategy = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         return Checkpoint(rounds, model, strategy)
-
-
-def is_run(root: Path) -> bool:
-    """Whether a run was laid out in a folder, also if not all of it is still there."""
-    return any((root / name).is_file() for name in ("run.json", "roster.json", "start.safetensors"))
 
 
 def begun_plan(directory: RunDirectory) -> Plan:

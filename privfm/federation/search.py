@@ -154,6 +154,8 @@ def _combinations(tries: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
                 f"--try {key}: cannot be tried, for costs or losses of trials would not compare; keys that can: "
                 f"{', '.join(TRIABLE)}"
             )
+        if len(values) < 2 and len(tries) == 1:
+            raise PlanError(f"--try {key}: one value is no search; give two or more, or train with it")
         if len(set(values)) < len(values):
             raise PlanError(f"--try {key}: a value is there twice; each trial costs privacy")
     count = math.prod(len(values) for values in tries.values())

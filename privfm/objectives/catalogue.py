@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from privfm.coupling import COUPLING_OPTIONS
 from privfm.errors import PlanError
 from privfm.objectives.dino import Dino
 from privfm.objectives.mae import MaskedAutoEncoding
@@ -12,8 +13,9 @@ from privfm.objectives.protocol import Objective
 from privfm.objectives.siamese import Byol, SimSiam
 from privfm.objectives.simclr import SimClr
 from privfm.objectives.simmim import SimMim
+from privfm.plan import ObjectivePlan
 
-__all__ = ["COUPLED", "COUPLING_OPTIONS", "OBJECTIVES", "get_objective"]
+__all__ = ["COUPLED", "OBJECTIVES", "get_objective"]
 
 OBJECTIVES: dict[str, type[Any]] = {
     each.name: each for each in (MaskedAutoEncoding, SimMim, SimSiam, Byol, Dino, SimClr)
@@ -33,16 +35,6 @@ COUPLED = {
     "swav": ("its assignments are balanced over the batch", "dino"),
     "vicreg": ("its variance and covariance terms are taken over the batch", "byol"),
     "wmse": ("its whitening is taken over the batch", "simsiam"),
-}
-
-#: Options of the originals by which images of a batch, or steps that saw no noise, would meet.
-COUPLING_OPTIONS = {
-    "batch_norm": "normalises over the batch; heads here have layer norm",
-    "centre_momentum": "averages a centre over batches; the centre here is of public images",
-    "in_batch_negatives": "compares patients with each other; negatives here are public images",
-    "momentum": "averages the weights of steps between releases; the teacher here is the last released model",
-    "queue": "keeps patients' embeddings for later patients' losses; negatives here are public images",
-    "sinkhorn": "balances assignments over the batch; the centre here is of public images",
 }
 
 
@@ -81,4 +73,5 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
         if option in COUPLING_OPTIONS:
             raise PlanError(f"objective {name}: {option} {COUPLING_OPTIONS[option]}")
         if option not in taken:
-            raise PlanError(f"objective {name}: takes no {option}; it takes {', '.join(taken)}")
+            keys = [each for each in taken if each in ObjectivePlan.model_fields]
+            raise PlanError(f"objective {name}: takes no {option}; it takes {', '.join(keys)}")

@@ -150,7 +150,7 @@ def test_a_first_cap_suits_the_newest_run_and_is_in_force_at_once(
     assert west["rounds_that_fit"] == cap.rounds_that_fit([STEP], [STEP.repeated(2)])
     assert west["share_left"] == cap.remaining([STEP.repeated(2)])
     assert "proved only if" in printed.err
-    assert f"west: only {west['rounds_that_fit']} of the 4 rounds left of its run fit" in printed.err
+    assert f"west: only {west['rounds_that_fit']} of the 4 rounds left of its run, retries included, fit" in printed.err
     with Ledger.open(path) as ledger:
         for number in range(2, 2 + west["rounds_that_fit"]):
             ledger.charge("run-1", number, 0, context=bytes(32))

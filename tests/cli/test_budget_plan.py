@@ -277,3 +277,34 @@ def test_curves_are_drawn(
     if name.endswith("svg"):
         assert all(f"<!-- {word}" in content.decode() for word in ("north, 7.9", "south", "west", "rounds", "epsilon"))
     assert capsys.readouterr().err == f"drawn: {path}\n"
+
+
+def test_an_epsilon_that_protects_nobody_is_remarked_upon(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RATES, "--steps", "10", "--noise-multiplier", "0.2"]) == 0
+    assert "protects nobody: odds may change by a factor of e^" in capsys.readouterr().err
+    assert main([*RATES, "--steps", "10", "--noise-multiplier", "2"]) == 0
+    assert "protects nobody" not in capsys.readouterr().err
+
+
+def test_a_delta_beyond_double_precision_is_refused_as_that(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RATES, "--steps", "10", "--delta", "1e-30"]) == 2
+    said = capsys.readouterr().err
+    assert "delta=1e-30: double precision ends before it over 10 steps; take at least 1.2e-13" in said
+
+
+def test_a_plan_with_its_noise_is_worked_out_after_what_ledgers_have_spent(
+    plan_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    noises = [each["noise_multiplier"] for each in planned(capsys, "budget", "plan", str(plan_file))["hospitals"]]
+    text = plan_file.read_text()
+    for name, noise in zip(("north", "south", "west"), noises, strict=True):
+        text = text.replace(f'id = "{name}"', f'id = "{name}"\nnoise_multiplier = {noise}')
+    plan_file.write_text(text)
+    with Ledger.create(tmp_path / "south.sqlite", "south") as ledger:
+        ledger.open_run("run-1", bytes(32), [SampledGaussian(0.5, 3.0, 1)], rounds=1, retry_rounds=0)
+        ledger.charge("run-1", 0, 0, context=bytes(32))
+    assert main(["budget", "plan", str(plan_file), "--after", str(tmp_path / "south.sqlite"), "--json"]) == 0
+    printed = capsys.readouterr()
+    south = json.loads(printed.out)["hospitals"][1]
+    assert south["epsilon"] > 4.0 == south["epsilon_allowed"]
+    assert "south: with what its ledger has spent, epsilon 4." in printed.out  # of the things left out

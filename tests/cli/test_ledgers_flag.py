@@ -139,7 +139,49 @@ def test_a_file_is_no_folder_of_ledgers(study: Path, capsys: pytest.CaptureFixtu
 
 
 def test_recovery_names_the_runs_that_it_charged(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = study / "recovered"
+    shutil.copytree(study / "two", copied)
+    assert main(["budget", "recover", str(copied), "hospital-3", "--seen", "40"]) == 0
+    again = f"The run is over; state what it spent again with: privfm train --resume --out {copied}"
+    assert again in capsys.readouterr().out
     done = read(capsys, "budget", "recover", str(study / "two"), "hospital-3", "--seen", "40")
     run = json.loads((study / "two" / "run.json").read_text())["run"]
     assert done["runs"] == {run: done["rounds_charged"]}
     assert done["rounds_charged"] == 3  # all that the run ever declared; the other run is over
+
+
+def test_lasting_ledgers_are_verified_against_each_other(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = study / "copied"
+    shutil.copytree(study / "ledgers", copied)
+    assert main(["budget", "verify", str(copied)]) == 0
+    assert capsys.readouterr().out.count("  whole  ") == 4
+    (copied / "hospital-1.sqlite").rename(copied / "hospital-9.sqlite")
+    assert main(["budget", "verify", str(copied)]) == 4
+    assert "hospital-9.sqlite: is the ledger of hospital-1; give it back its name" in capsys.readouterr().err
+    assert main(["budget", "verify", str(copied / "hospital-9.sqlite")]) == 0
+
+
+def test_a_run_without_its_first_file_is_damaged_and_no_folder_of_ledgers(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = study / "broken"
+    shutil.copytree(study / "one", copied, symlinks=True)
+    (copied / "run.json").unlink()
+    for command in (["budget", "verify"], ["budget", "statement"], ["audit"]):
+        assert main([*command, str(copied)]) == 4
+        assert "run.json: is missing; the run's folder is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_plan_of_a_run_is_not_something_typed(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = study / "damaged"
+    shutil.copytree(study / "two", copied, symlinks=True)
+    (copied / "plan.toml").write_text("[privacy]\nepsilom = 4")
+    for command in (
+        ["budget", "verify", str(copied)],
+        ["budget", "statement", str(copied)],
+        ["budget", "show", str(copied)],
+        ["report", str(copied)],
+        ["train", "--resume", "--out", str(copied)],
+    ):
+        assert main(command) == 4
+        assert "plan.toml: privacy.epsilom: unknown key; did you mean epsilon?" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,24 @@ def test_resuming_with_another_plan_names_what_differs(tmp_path: Path, capsys: p
     assert main(["train", "--out", str(tmp_path), "--resume", "--epsilon", "4"]) == 2
     assert capsys.readouterr().err.startswith("privfm: error: --epsilon 4.0: the run's plan says 8.0")
     assert issubclass(PlanError, InputError)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"--trainable": "last-x"}, "must be all, norm-bias, lora, or last-K with K from 1 to 99 (got 'last-x')"),
+        ({"--nominal-units": "nor/th=3"}, "must be up to 64 letters, digits, dots, dashes or underscores"),
+        ({"--device": "gpu"}, "must be auto, cpu, cuda, or cuda:N (got 'gpu')"),
+    ],
+)
+def test_what_a_word_must_look_like_is_said_in_words(flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(said)) as caught:
+        plan_from(None, flags)
+    assert "^" not in str(caught.value)
+
+
+def test_an_option_that_couples_images_is_refused_in_a_plan_with_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text('[objective]\nname = "byol"\nmomentum = 0.99\n')
+    with pytest.raises(PlanError, match=r"objective\.momentum: averages the weights of steps between releases"):
+        plan_from(path, {})

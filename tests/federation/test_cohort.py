@@ -85,3 +85,12 @@ def test_builtin_images_declare_their_public_split(tiny_plan: TinyPlan) -> None:
     cohort = gather_cohort(tiny_plan())
     assert dict(cohort.nominal_units) == {name: len(images.patients) for name, images in cohort.images.items()}
     assert not cohort.assumed
+
+
+def test_too_few_patients_are_told_with_those_that_are_held_out(tiny_plan: TinyPlan) -> None:
+    data = {"source": "phantom", "patients": 60, "image_size": 16, "hospitals": 3, "min_patients": 20}
+    with pytest.raises(DataError, match=r"60 patients, 15 of them held out for the probe \(--no-probe keeps them\)"):
+        gather_cohort(tiny_plan(data=data))
+    assert len(gather_cohort(tiny_plan(data=data, evaluation={"probe": False})).images) == 3
+    with pytest.raises(DataError, match=r"phantom: 59 patients do not give 3 hospitals 20 each \(data.min_patients\)"):
+        gather_cohort(tiny_plan(data=data | {"patients": 59}, evaluation={"probe": False}))

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from privfm.coupling import COUPLING_OPTIONS
 from privfm.errors import PlanError
 from privfm.objectives import Objective, get_objective
-from privfm.objectives.catalogue import COUPLED, COUPLING_OPTIONS, OBJECTIVES
+from privfm.objectives.catalogue import COUPLED, OBJECTIVES
 
 
 def test_options_reach_the_objective() -> None:
@@ -89,3 +90,8 @@ def test_the_documentation_lists_what_there_is_and_what_is_refused() -> None:
     for name, (_, instead) in COUPLED.items():
         (row,) = [line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line]
         assert row.endswith(f"| `{instead}` |")
+
+
+def test_a_refused_option_names_the_keys_that_a_plan_has() -> None:
+    with pytest.raises(PlanError, match=r"takes no tone; it takes mask_ratio$"):
+        get_objective("mae", tone=0.5)
