@@ -136,6 +136,7 @@ class ObjectivePlan(Section):
 class PrivacyPlan(Section):
     """The guarantee, and the public constants of the mechanism."""
 
+    dp: bool = Field(default=True, description="false: no noise and no guarantee, for research on nobody's images")
     unit: Literal["patient", "image"] = Field(default="patient", description="whose presence is hidden")
     epsilon: Epsilon = Field(default=8.0, description="what each hospital spends at most, retries included")
     delta: Delta = Field(default=1e-5, description="should be well under 1 / patients")
@@ -307,7 +308,15 @@ class Plan(Section):
                 lines += ["", f"# {_first_line(section)}", f"[{name}]", *_keys(section)]
         for hospital in self.hospitals:
             lines += ["", "[[hospitals]]", *_keys(hospital)]
+        if not self.hospitals:
+            lines += ["", "# Hospitals are read off the images, or named here, one table each.", *_unnamed_hospital()]
         return "\n".join(lines) + "\n"
+
+
+def _unnamed_hospital() -> list[str]:
+    """Return what a hospital's table looks like, as comments."""
+    fields = HospitalPlan.model_fields.items()
+    return ["# [[hospitals]]", *(f"{f'# {name} =':<44}  # {field.description}" for name, field in fields)]
 
 
 def _first_line(section: Section) -> str:
@@ -356,14 +365,14 @@ def stored_plan(path: Path) -> Plan:
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
     if first["loc"][:1] == ("objective",) and first["loc"][-1] in COUPLING_OPTIONS:
         return f"{key}: {COUPLING_OPTIONS[str(first['loc'][-1])]}; leave it out"
+    if first["type"] == "extra_forbidden":
         return f"{key}: unknown key{_suggestion(first['loc'])}"
     message = first["msg"].removeprefix("Value error, ")
-    if not key:
     if first["type"] == "string_pattern_mismatch":
         message = PATTERNS[first["ctx"]["pattern"]]
+    if not key:
         return message
     given = "" if first["type"] == "missing" else f" (got {first['input']!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{given}"

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
+from privfm.dp.figures import figure
 from privfm.federation.observer import Observer
 from privfm.federation.records import RoundRecord
 from privfm_cli.console import say
@@ -159,11 +160,11 @@ def spent(epsilon: Mapping[str, float]) -> str:
         >>> spent({f"h{i}": i / 10 for i in range(20)})
         '0.00 to 1.90 at 20 hospitals'
     """
-    if len({f"{value:.2f}" for value in epsilon.values()}) == 1:
-        return f"{max(epsilon.values()):.2f} at each of {len(epsilon)} hospitals"
+    if len({figure(value, 2) for value in epsilon.values()}) == 1:
+        return f"{figure(max(epsilon.values()), 2)} at each of {len(epsilon)} hospitals"
     if len(epsilon) > MOST_HOSPITALS_BY_NAME:
-        return f"{min(epsilon.values()):.2f} to {max(epsilon.values()):.2f} at {len(epsilon)} hospitals"
-    return ", ".join(f"{hospital} {value:.2f}" for hospital, value in epsilon.items())
+        return f"{figure(min(epsilon.values()), 2)} to {figure(max(epsilon.values()), 2)} at {len(epsilon)} hospitals"
+    return ", ".join(f"{hospital} {figure(value, 2)}" for hospital, value in epsilon.items())
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from privfm.dp.figures import figure
 from privfm.federation.records import HospitalResult, Interval, ProbeComparison, RunResult
 from privfm.plan import Plan
 from privfm.report import probe_verdict, public_loss_verdict
@@ -27,7 +28,8 @@ FILES = (
 def show_result(result: RunResult, plan: Plan) -> None:
     """Write the result to standard output."""
     if not result.private:
-        show("NOT PRIVATE: this run's coins were injected; its epsilon protects nobody.\n")
+        why = "coins were injected" if plan.privacy.dp else "noise was left out"
+        show(f"NOT PRIVATE: this run's {why}; its epsilon protects nobody.\n")
     _show_hospitals(result.hospitals, plan)
     show()
     show(textwrap.fill(public_loss_verdict(result.public_loss), WIDTH))
@@ -63,9 +65,9 @@ def _hospital_row(hospital: HospitalResult) -> tuple[str, ...]:
         hospital.id,
         str(hospital.nominal_units),
         f"{hospital.sample_rate:g}",
-        f"{hospital.noise_multiplier:.3f}",
+        figure(hospital.noise_multiplier),
         str(hospital.steps),
-        f"{hospital.epsilon:.3f}",
+        figure(hospital.epsilon),
         f"{hospital.epsilon_allowed:g}",
     )
 

@@ -93,7 +93,7 @@ class Account:
 
     @property
     def private(self) -> bool:
-        """False for ever once a run with injected coins was charged."""
+        """False for ever once a run with injected coins or without noise was charged."""
         return all(record.declaration.private or not record.charged for record in self.runs())
 
     def next_attempt(self, run: str, round: int) -> int:

@@ -133,9 +133,14 @@ def _known(accountant: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _epsilon(events: tuple[SampledGaussian, ...], delta: float, accountant: str) -> float:
-    return float(ACCOUNTANTS[accountant].epsilon(events, delta)) if events else 0.0
+    return float(_accountant(accountant, events).epsilon(events, delta)) if events else 0.0
 
 
 @lru_cache(maxsize=65536)
 def _delta(events: tuple[SampledGaussian, ...], epsilon: float, accountant: str) -> float:
-    return float(ACCOUNTANTS[accountant].delta(events, epsilon)) if events else 0.0
+    return float(_accountant(accountant, events).delta(events, epsilon)) if events else 0.0
+
+
+def _accountant(name: str, events: tuple[SampledGaussian, ...]) -> Accountant:
+    """The one of that name; where noise is next to none, the one whose numbers stay small enough to compute with."""
+    return ACCOUNTANTS["rdp" if any(event.noise_multiplier < renyi.NEXT_TO_NONE for event in events) else name]

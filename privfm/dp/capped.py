@@ -35,7 +35,9 @@ class Capped(Journal):
         if cap is None:
             return
         if not declaration.private:
-            raise BudgetExceeded(f"{self.path}: injected coins give no privacy, so nothing fits under the lifetime cap")
+            raise BudgetExceeded(
+                f"{self.path}: a run without noise, or with injected coins, never fits under a lifetime cap"
+            )
         proposed = (event.repeated(rounds) for event in declaration.per_round)
         if not cap.admits([*self._spending.events(), *proposed]):
             fitting = cap.rounds_that_fit(declaration.per_round, self._spending.events())

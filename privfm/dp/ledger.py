@@ -137,13 +137,14 @@ class Ledger(Standing, Capped):
             plan_hash: 32 bytes.
             per_round: everything that one round releases, such as one event of `local_steps` steps.
             retry_rounds: rounds that may be computed, and are charged, once more.
-            private: False when coins are injected; the ledger then says for ever that the run was not private.
+            private: False when coins are injected or noise is left out; the ledger then says for ever that the run was
+                not private.
             lost: the run was on record before a backup was restored; it is put back without asking the cap, which is
                 asked again before each charge.
 
         Raises:
             LedgerError: the run is on record with another declaration.
-            BudgetExceeded: rounds and reserve do not fit under the lifetime cap, or injected coins would void it.
+            BudgetExceeded: rounds and reserve do not fit under the lifetime cap, or the run is not private.
         """
         declaration = Declaration(
             run, of_32_bytes("plan_hash", plan_hash), compose(per_round), rounds, retry_rounds, private

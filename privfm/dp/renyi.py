@@ -35,13 +35,16 @@ ORDERS: tuple[float, ...] = (
 )
 """Orders that the RDP accountant minimises over; dense where one step's worth of patients needs them."""
 
+NEXT_TO_NONE = 0.05
+"""Noise multipliers below count as if every unit took part: chance hides nothing more, and integrals get long."""
+
 _TAIL = 12.0  # standard deviations beyond which a fractional moment's integrand is below double precision
 _EXPONENT_LIMIT = 600.0  # exp() of more would overflow; a moment that large has digits to spare
 
 
 @lru_cache(maxsize=65536)
 def rdp_of_step(sample_rate: float, noise_multiplier: float, order: float) -> float:
-    """Renyi divergence of one step at `order` > 1; infinite only where it overflows.
+    """Renyi divergence of one step at `order` > 1, more where noise is `NEXT_TO_NONE`; infinite only if it overflows.
 
     Integer orders are a finite binomial sum. Other orders are a trapezoid rule on an integrand that is analytic in a
     strip and falls off like a Gaussian, so that the rule is exact to rounding.
@@ -51,7 +54,7 @@ def rdp_of_step(sample_rate: float, noise_multiplier: float, order: float) -> fl
     """
     if not order > 1.0:
         raise ValueError(f"order={order}: must be > 1")
-    if sample_rate == 1.0:
+    if sample_rate == 1.0 or noise_multiplier < NEXT_TO_NONE:
         return order / (2.0 * noise_multiplier**2)
     log_moment = _log_moment_integer if order.is_integer() else _log_moment_fractional
     return max(0.0, log_moment(sample_rate, noise_multiplier, order)) / (order - 1.0)

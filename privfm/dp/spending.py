@@ -27,7 +27,7 @@ class Declaration:
         per_round: everything that one round releases.
         rounds: rounds planned.
         retry_rounds: rounds that may be computed, and charged, once more.
-        private: False when coins were injected, that is, when nothing here is private.
+        private: False when coins were injected or noise left out, that is, when nothing here is private.
     """
 
     run: str

@@ -113,7 +113,7 @@ class AuditBound(_Part):
 
 
 class PrivacyStatement(_Part):
-    """A run's privacy statement. `private` is False when coins were injected: then no guarantee holds.
+    """A run's privacy statement. `private` is False when coins were injected or noise left out: no guarantee holds.
 
     Args:
         unit: whose presence is hidden, `patient` or `image`.
@@ -195,7 +195,7 @@ def hospital_statement(
         event: the planned steps, without the reserve.
         charged: what the ledger charged to this run.
         earlier: everything else in the ledger: other runs, before or since.
-        private: False when coins were injected, in this run or another one of the ledger.
+        private: False when coins were injected or noise left out, in this run or another one of the ledger.
     """
     lifetime = compose(charged, earlier)
     deltas = sorted({delta, *(d for d in _CURVE_DELTAS if d >= least_delta(lifetime))}, reverse=True)

@@ -90,8 +90,8 @@ def _promise(statement: PrivacyStatement) -> Section:
         return Section(
             title,
             (
-                "NOT PRIVATE: the random coins of this run were chosen by somebody, so that its noise can be taken off "
-                "again. It was a test. None of the numbers below is a guarantee.",
+                "NOT PRIVATE: this run had no noise, or its random coins were chosen by somebody, so that noise can be "
+                "taken off again. It was a test. None of the numbers below is a guarantee.",
             ),
         )
     worst = max(statement.hospitals, key=lambda row: row.epsilon_spent)

@@ -26,6 +26,9 @@ __all__ = [
     "vector_spec",
 ]
 
+NO_NOISE = 1e-6
+"""Noise multiplier of a plan without differential privacy. It is charged as what it is: an epsilon of 1e12 or so."""
+
 ADAM_STEP = 4.0
 """No Adam step with the usual moments is longer than that many learning rates (Kingma & Ba 2015, section 2.1)."""
 
@@ -43,6 +46,8 @@ def complete_plan(
     Raises:
         PlanError: a noise multiplier would spend more than allowed, or the cohort cannot meet the masking's rules.
     """
+    if not plan.privacy.dp and plan.optimizer.name == "adam-bc":
+        raise PlanError("optimizer.name: adam-bc takes the noise's part out, and without dp there is none; take adam")
     privacy = plan.privacy.model_copy(update={"clip_norm": plan.privacy.clip_norm or clip_norm})
     evaluation = plan.evaluation
     if evaluation.local_loss:
@@ -72,6 +77,9 @@ def _named_backbone(plan: Plan) -> ModelPlan:
 
 def _with_noise(plan: Plan, hospitals: Sequence[HospitalPlan]) -> Iterator[HospitalPlan]:
     """Return every hospital with a noise multiplier that keeps it within its epsilon, retries included."""
+    if not plan.privacy.dp:
+        yield from (hospital.model_copy(update={"noise_multiplier": NO_NOISE}) for hospital in hospitals)
+        return
     computed = iter(_calibrated(plan, [each for each in hospitals if each.noise_multiplier is None]))
     for hospital in hospitals:
         if hospital.noise_multiplier is None:

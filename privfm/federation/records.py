@@ -123,7 +123,7 @@ class RunResult:
         model: the exported backbone.
         rounds: of the federation.
         seconds: of this process; of a resumed run, since it was resumed.
-        private: False when coins were injected.
+        private: False when coins were injected or noise left out.
         hospitals: what each spent.
         public_loss: what was learnt, seen on public images.
         probe: what was learnt, seen on held-out patients; None when they are not to be looked at.

@@ -79,7 +79,8 @@ def open_hospitals(
             name, own = HospitalId(hospital.id), directory.own(hospital.id)
             ledger = stack.enter_context(Ledger.open(directory.ledger(name), name))
             coins = coins_of(name)
-            put_on_record(ledger, declaration_for(plan, hospital, run.hex(), private=coins.private))
+            private = coins.private and plan.privacy.dp
+            put_on_record(ledger, declaration_for(plan, hospital, run.hex(), private=private))
             check_goes_on(ledger, Notebook(own).memory())
             identity = Identity.from_pem(_read(own / "identity.pem"), None)
             policy = ClientPolicy(plan.secagg.max_corrupt, smallest_threshold(len(plan.hospitals)))

@@ -151,7 +151,7 @@ def make_statement(
         plan: complete.
         ledgers: each hospital's, open.
         run: the run's name, 32 hexadecimal digits.
-        private: False when coins were injected.
+        private: False when coins were injected or noise left out.
         public_data: what the start was trained on.
         probed: whether held-out patients' images were probed, outside the guarantee.
         for_sums: what holds for users of the final model, see `sum_guarantee`; said only of a private run.
@@ -177,12 +177,15 @@ def make_statement(
         data_touches=_touches(plan, probed=probed),
         tuning_runs=_tuning_runs(plan, ledgers, run),
         public_data=(*public_data, *PUBLIC),
-        randomness="operating system entropy through AES-256-CTR" + _draws(plan)
-        if private
-        else "NOT PRIVATE: coins were injected and can be replayed; no guarantee holds for this run",
+        randomness="operating system entropy through AES-256-CTR" + _draws(plan) if private else _why_not_private(plan),
         accountant=ACCOUNTANT,
         accountant_version=accountant_version(ACCOUNTANT),
     )
+
+
+def _why_not_private(plan: Plan) -> str:
+    why = "coins were injected and can be replayed" if plan.privacy.dp else "the plan leaves noise out"
+    return f"NOT PRIVATE: {why}; no guarantee holds for this run"
 
 
 def _row(plan: Plan, hospital: HospitalPlan, ledger: Account, run: str, private: bool) -> HospitalStatement:

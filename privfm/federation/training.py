@@ -61,7 +61,8 @@ def train(
         ledgers: a folder of hospitals' ledgers, in which a new run goes on from what earlier ones spent; by default
             the run has ledgers of its own. On resuming, the run's folder knows.
         observer: hears of the progress.
-        coins_of: each hospital's secret randomness; anything but the default makes the run "not private".
+        coins_of: each hospital's secret randomness; anything but the default makes the run "not private",
+            as does a plan without dp.
 
     Raises:
         InputError: the plan, the images or `out` will not do; nothing was written.
@@ -71,6 +72,8 @@ def train(
         LedgerError, RunError: the run's folder is damaged.
     """
     observer, began = observer or Observer(), time.monotonic()
+    if not plan.privacy.dp:
+        observer.warn("NO DIFFERENTIAL PRIVACY: nothing hides a patient in this model; use images of nobody's alone")
     if plan.performance.threads:
         torch.set_num_threads(plan.performance.threads)
     pick_device(plan.performance.device)  # what is wrong with the plan alone is told before anything is read
@@ -83,7 +86,7 @@ def train(
         directory = RunDirectory.existing(out)
         _check_same_plan(directory, plan)
     else:
-        directory = _found(plan, cohort, out, ledgers, observer, private=coins_of("").private)
+        directory = _found(plan, cohort, out, ledgers, observer, private=coins_of("").private and plan.privacy.dp)
     return _Run(directory, plan if resume else directory.plan, cohort, observer, coins_of).finish(began)
 
 

@@ -44,7 +44,7 @@ class RunDirectory:
 
     @property
     def private(self) -> bool:
-        """False when the coins were injected, so that the guarantee protects nobody."""
+        """False when coins were injected or noise left out, so that the guarantee protects nobody."""
         return bool(self.header["private"])
 
 

@@ -21,6 +21,7 @@ OTHER: dict[str, Any] = {
     "--sample-rate": 0.27,
     "--clip-norm": 0.53,
     "--clip-quantile": 0.4,
+    "--dp/--no-dp": False,
     "--data": "phantom",
     "--image-size": 64,
     "--channels": 3,
@@ -114,8 +115,28 @@ def test_flags_override_the_file_which_overrides_the_defaults(tmp_path: Path) ->
 def test_a_printed_plan_is_a_plan_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["train", "--epsilon", "4", "--print-plan"]) == 0
     path = tmp_path / "plan.toml"
-    path.write_text(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert "# [[hospitals]]\n# id =" in printed
+    path.write_text(printed)
     assert parse_plan(read_plan(path)).hash() == plan_from(None, {"--epsilon": 4.0}).hash()
+
+
+def test_a_printed_plan_names_hospitals_that_were_declared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--nominal-units", "north=60,south=40,west=55", "--print-plan"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("[[hospitals]]") == 3
+    assert [each.nominal_units for each in parse_plan(_toml(printed)).hospitals] == [60, 40, 55]
+
+
+def test_the_plan_in_the_readme_is_one() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    plan = parse_plan(_toml(example))
+    assert [(each.id, each.nominal_units, plan.epsilon(each), plan.sample_rate(each)) for each in plan.hospitals] == [
+        ("north", 600, 8.0, 0.1),
+        ("south", 60, 4.0, 0.5),
+        ("west", 80, 8.0, 0.5),
+    ]
 
 
 def test_a_wrong_key_is_blamed_on_the_file_and_a_wrong_flag_on_the_flag(tmp_path: Path) -> None:

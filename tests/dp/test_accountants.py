@@ -35,6 +35,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Optimal order is", "ignore:The i
 every_accountant = pytest.mark.parametrize("accountant", sorted(ACCOUNTANTS))
 
 
+@every_accountant
+def test_next_to_no_noise_costs_more_than_any_and_takes_no_time(accountant: str) -> None:
+    private = SampledGaussian(0.5, 3.0, 10)
+    costs = [epsilon([private, SampledGaussian(0.5, sigma, 1)], 1e-5, accountant) for sigma in (0.06, 0.049, 1e-6)]
+    assert epsilon([private], 1e-5, accountant) < costs[0] < costs[1] < costs[2] < math.inf
+    assert costs[2] > 1 / (2 * 1e-6**2)
+
+
 def exact_gaussian_epsilon(mu: float, delta: float) -> float:
     """Balle & Wang 2018, theorem 8: the Gaussian mechanism's own curve."""
 

@@ -37,6 +37,15 @@ def test_a_noise_multiplier_that_spends_too_much_is_refused() -> None:
         complete_plan(parse_plan({"hospitals": hospitals}), {}, 1.0)
 
 
+def test_without_dp_noise_is_next_to_none_and_charged_as_that() -> None:
+    plan = complete_plan(parse_plan({"privacy": {"dp": False}}), UNITS, 1.0)
+    mechanism = mechanism_of(plan, plan.hospitals[0])
+    assert mechanism.noise_std * mechanism.divisor == pytest.approx(1e-6)
+    assert epsilon([mechanism.event(plan.planned_steps)], plan.privacy.delta) > 1e12
+    with pytest.raises(PlanError, match="adam-bc takes the noise's part out"):
+        complete_plan(parse_plan({"privacy": {"dp": False}, "optimizer": {"name": "adam-bc"}}), UNITS, 1.0)
+
+
 def test_a_delta_beyond_what_can_be_computed_is_refused_in_a_line() -> None:
     with pytest.raises(PlanError, match="privacy: epsilon 8, delta 1e-15"):
         complete_plan(parse_plan({"privacy": {"delta": 1e-15}}), UNITS, 1.0)

@@ -12,6 +12,7 @@ from privfm.dp.coins import InjectedCoins
 from privfm.dp.ledger import Ledger
 from privfm.errors import InputError, ModelError, PlanError
 from privfm.federation.directory import RunDirectory
+from privfm.federation.observer import Observer
 from privfm.federation.records import RunResult
 from privfm.federation.training import train
 from privfm.plan import Plan
@@ -88,6 +89,22 @@ def test_injected_coins_repeat_a_run_bit_for_bit_and_mark_it(tiny_plan: TinyPlan
     assert "NOT PRIVATE" in json.loads((first.out / "privacy.json").read_text())["randomness"]
     with Ledger.open(first.out / "ledgers" / "hospital-1.sqlite", read_only=True) as ledger:
         assert not ledger.private
+
+
+def test_a_run_without_noise_says_so_for_ever(tiny_plan: TinyPlan, tmp_path: Path) -> None:
+    warnings: list[str] = []
+
+    class Hearing(Observer):
+        def warn(self, message: str) -> None:
+            warnings.append(message)
+
+    run = train(tiny_plan(evaluation={"probe": False}, privacy={"dp": False}), tmp_path / "run", observer=Hearing())
+    assert not run.private
+    assert any("NO DIFFERENTIAL PRIVACY" in warning for warning in warnings)
+    assert "the plan leaves noise out" in json.loads((run.out / "privacy.json").read_text())["randomness"]
+    with Ledger.open(run.out / "ledgers" / "hospital-1.sqlite", read_only=True) as ledger:
+        assert not ledger.private
+        assert epsilon(ledger.events(), 1e-5) > 1e12
 
 
 def test_two_private_runs_with_one_seed_differ(finished_run: RunResult, tiny_plan: TinyPlan, tmp_path: Path) -> None:
