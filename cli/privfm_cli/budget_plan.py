@@ -97,7 +97,8 @@ def plan(
     if plot is not None:
         from privfm_cli.budget_plot import draw
 
-        draw(answer.outlooks, plot, local_steps=asked.local_steps)
+        caps = {name: cap.epsilon for name, cap in asked.caps.items()}
+        draw(answer.outlooks, plot, local_steps=asked.local_steps, caps=caps)
         say(f"drawn: {plot}")
     warn_of_caps(answer)
     if as_json:

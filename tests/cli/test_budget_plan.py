@@ -275,7 +275,10 @@ def test_curves_are_drawn(
     content = path.read_bytes()
     assert content.startswith(begins)
     if name.endswith("svg"):
-        assert all(f"<!-- {word}" in content.decode() for word in ("north, 7.9", "south", "west", "rounds", "epsilon"))
+        assert all(
+            f"<!-- {word}" in content.decode()
+            for word in ("north: 7.9", "south, west: 4.00", "allowed: 8", "allowed: 4", "rounds", "epsilon")
+        )
     assert capsys.readouterr().err == f"drawn: {path}\n"
 
 
