@@ -74,9 +74,10 @@ def show_spending(path: Ledgers, delta: Delta = None, as_json: Json = False) -> 
 def verify(path: Ledgers, as_json: Json = False) -> None:
     """Check that ledgers are whole: every entry's hash follows from the one before it, and nothing ever goes back.
 
-    Of a run's folder also that plan, mechanism, charges and each round's transcript are those of the run's records.
+    Of a run's folder also that plan, mechanism, charges and each round's transcript are those of the run's records, and
+    that its model, statement and result are what came of them. Of lasting ledgers that they go together.
     """
-    from privfm_cli.spending import verify_ledgers
+    from privfm_cli.spending import run_of, verify_ledgers
 
     checked = verify_ledgers(path)
     if as_json:
@@ -85,6 +86,9 @@ def verify(path: Ledgers, as_json: Json = False) -> None:
     for ledger in checked:
         rounds = "" if ledger.rounds_matched is None else f"{ledger.rounds_matched} rounds as in the run's records  "
         show(f"{ledger.hospital}  whole  {rounds}newest entry {ledger.head[:16]}  {ledger.path}")
+    run = run_of(path)
+    if run is not None and run[1] is None:
+        show("What the run left so far, model, statement and result included, is as its ledgers say.")
 
 
 @commands.command("statement")

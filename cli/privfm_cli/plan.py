@@ -61,15 +61,16 @@ def check(
         show_json(checked.to_json())
     else:
         _show(checked)
-    _refuse_where_full(checked.rooms)
+    _refuse_where_full(checked.rooms, private=checked.plan.privacy.dp)
 
 
-def _refuse_where_full(rooms: Sequence[Room]) -> None:
+def _refuse_where_full(rooms: Sequence[Room], *, private: bool) -> None:
     from privfm.federation.room import room_advice
 
     full = [room for room in rooms if not room.fits]
     if full:
-        advice = room_advice([room.epsilon_that_fits for room in rooms if room.cap is not None])
+        fitting = [room.epsilon_that_fits for room in rooms if room.cap is not None]
+        advice = room_advice(fitting) if private else "one without noise fits under none"
         raise BudgetExceeded(
             f"{', '.join(room.id for room in full)}: the lifetime cap has no room for the whole run; {advice}"
         )

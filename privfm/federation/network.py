@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -123,8 +124,11 @@ def load_network(directory: Path, name: str = "network.safetensors") -> Learner:
     path = directory / name
     try:
         learner.network.load_state_dict(load(path.read_bytes()), strict=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read as the plan's network ({type(error).__name__})") from None
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise RunError(
+            f"{path}: cannot be read as the plan's network ({type(error).__name__}); the run's folder is "
+            "damaged, restore the file"
+        ) from None
     return learner
 
 

@@ -114,7 +114,7 @@ def _read_rounds(path: Path) -> tuple[RoundRecord, ...]:
     if not path.exists():
         return ()
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             records.append(RoundRecord.from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:

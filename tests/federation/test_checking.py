@@ -1,8 +1,11 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from privfm.errors import PlanError
 from privfm.federation.checking import check_plan
+from privfm.federation.training import train
 from privfm.plan import Plan
 
 
@@ -13,3 +16,12 @@ def test_an_adaptive_clip_norm_adds_noise_to_the_forecast(tiny_plan: Callable[..
         assert after.noise_multiplier == before.noise_multiplier
         ratio = after.forecast.noise_to_signal / before.forecast.noise_to_signal
         assert ratio == pytest.approx(1 / (1 - 1 / 4) ** 0.5)  # few units: the count has as much noise as it may
+
+
+@pytest.mark.parametrize("ask", [check_plan, lambda plan: train(plan, Path("never-made"))], ids=["check", "train"])
+def test_an_option_that_the_objective_does_not_take_is_told_before_images_are_read(
+    ask: Callable[[Plan], object], tiny_plan: Callable[..., Plan]
+) -> None:
+    plan = tiny_plan(objective={"name": "mae", "tone": 0.5}, data={"source": "no-such-folder"})
+    with pytest.raises(PlanError, match="objective mae: takes no tone"):
+        ask(plan)

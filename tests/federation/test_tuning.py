@@ -154,7 +154,7 @@ def test_under_a_cap_the_whole_search_fits_beside_what_was_spent(plan: Plan, tmp
     [
         ({"privacy.sample_rate": [0.1, 0.2]}, "--try privacy.sample_rate: cannot be tried"),
         ({"objective.name": ["mae", "simmim"]}, "--try objective.name: cannot be tried"),
-        ({"optimizer.learning_rate": [0.1]}, "1 trials"),
+        ({"optimizer.learning_rate": [0.1]}, "one value is no search"),
         ({"optimizer.learning_rate": [0.1, 0.1]}, "twice"),
         ({"optimizer.learning_rate": [0.1, -1.0]}, "optimizer.learning_rate: "),
         ({"optimizer.learning_rate": [n / 1000 for n in range(1, 102)]}, "101 trials"),

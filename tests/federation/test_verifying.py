@@ -362,7 +362,18 @@ def test_resuming_a_finished_run_changes_nothing(directory: RunDirectory) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["plan.toml", "run.json", "rounds.jsonl", "checkpoint.safetensors", "privacy.json", "result.json"]
+    "name",
+    [
+        "plan.toml",
+        "run.json",
+        "rounds.jsonl",
+        "checkpoint.safetensors",
+        "network.safetensors",
+        "model.safetensors",
+        "config.json",
+        "privacy.json",
+        "result.json",
+    ],
 )
 def test_a_damaged_file_is_something_that_was_verified(directory: RunDirectory, name: str) -> None:
     (directory.root / name).write_bytes(b"\xff{")

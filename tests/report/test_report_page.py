@@ -145,13 +145,14 @@ def test_nothing_that_a_hospital_keeps_is_read_or_shown(run: Path, opened: list[
         ("run.json", "{", "run.json: cannot be read"),
         ("run.json", "[]", "run.json: must be an object"),
         ("rounds.jsonl", '{"round": 1}\n', "rounds.jsonl: line 1 is damaged"),
+        ("rounds.jsonl", "\udcff", "rounds.jsonl: line 1 is damaged"),
         ("result.json", "", "result.json: cannot be read"),
         ("privacy.json", "{}", "privacy.json: cannot be read"),
         ("plan.toml", "epsilom = 3", "plan.toml: epsilom: unknown key"),
     ],
 )
 def test_a_damaged_file_is_named(run: Path, name: str, content: str, complaint: str) -> None:
-    (run / name).write_text(content)
+    (run / name).write_text(content, errors="surrogateescape")
     with pytest.raises(RunError, match=re.escape(complaint)):
         write_report(run)
 
