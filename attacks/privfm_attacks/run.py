@@ -15,6 +15,8 @@ from privfm.files import write_atomic
 from privfm_attacks.canaries import audit_canaries
 from privfm_attacks.coordinator_log import read_log
 from privfm_attacks.mechanism import audit_mechanism
+from privfm_attacks.participation import Participation
+from privfm_attacks.property import audit_property
 from privfm_attacks.transcript import audit_transcript
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
@@ -54,10 +56,17 @@ def _verified(directory: RunDirectory) -> Iterator[Finding]:
             yield Finding("ledger", False, f"{hospital.id}: {error}")
 
 
+def _property(directory: RunDirectory) -> AuditResult:
+    plan = begun_plan(directory)
+    sums = tuple(frozenset(record.survivors) for record in directory.records())
+    return audit_property(plan, Participation(tuple(hospital.id for hospital in plan.hospitals), sums))
+
+
 AUDITS: dict[str, Callable[[RunDirectory], AuditResult]] = {
     "mechanism": _mechanism,
     "canaries": lambda directory: audit_canaries(begun_plan(directory)),
     "ledgers": _ledgers,
+    "property": _property,
     "transcript": lambda directory: audit_transcript(read_log(directory)),
 }
 """In the order in which they run."""

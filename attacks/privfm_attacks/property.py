@@ -1,0 +1,120 @@
+"""The property audit: whether sums tell which hospitals have a property, and what the final model tells of all of them.
+
+Differential privacy for patients does not promise to hide what is common to a hospital's patients: a disease, a
+scanner. What hides a hospital among the others is that only sums are seen, and that who is in them does not change.
+So the attack is judged by what it finds out and nothing else: it is a LEAK if, at the run's own noise and with the
+run's own survivors, hospitals with the property are told from those without with a lower limit of the area under the
+curve above `CLEAR`, and p below `ALPHA`. What a coordinator could bring about within the threshold, by leaving
+hospitals out in turn, is told beside it, as a plan's prospect. So is what the final model tells, which is
+what it learnt of everybody together and no hospital's secret.
+
+Everything is rehearsed with made-up patients on a small stand-in for the network, with the noise that the plan
+declares; see `privfm_attacks.rehearsal`. All thresholds, and the method of disaggregation that decides, were fixed
+before anything was measured on a run.
+
+Source: Kerkouche et al. 2023 (arXiv 2303.03908); Suri & Evans 2022 (arXiv 2109.06024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from privfm.plan import Plan
+from privfm_attacks.distribution import FinalModel
+from privfm_attacks.measuring import CONTROL_HOSPITALS, SHARE, SHARES_OF_ALL, Effort, Told, measure
+from privfm_attacks.participation import Participation, whole_cohort
+from privfm_attacks.verdicts import AuditResult, Finding, Verdict
+
+__all__ = ["ALPHA", "CAUGHT", "CLEAR", "audit_property"]
+
+ALPHA, CAUGHT, CLEAR = 0.01, 0.9, 0.6
+
+
+def audit_property(plan: Plan, participation: Participation | None = None, effort: Effort | None = None) -> AuditResult:
+    """Return the audit of a complete plan.
+
+    Args:
+        participation: who was in the sums of a finished run; by default everybody in every round, as planned.
+        effort: less of it for tests.
+    """
+    own = whole_cohort(plan) if participation is None or not participation.sums else participation
+    told, final = measure(plan, own, effort or Effort())
+    return AuditResult(
+        name="property",
+        verdict=_verdict(told),
+        sentence=f"of two hospitals, this run's sums tell which has a property with AUC {told['run']}; "
+        f"{_prospect(told['in turn'])}; without noise and with half of {CONTROL_HOSPITALS} in every sum "
+        f"{told['control']}, with all of them {told['everybody']}",
+        attacker="the coordinator, who sees every sum and the global model, and can make up patients with and without "
+        f"the property; {SHARE[1]:.0%} of patients have it in one kind of hospital, {SHARE[0]:.0%} in the other",
+        null_means="It does not show that a stronger property, another one, or one told by another attack stays "
+        "hidden: it was rehearsed with one that is plain to see, on a small stand-in for the network.",
+        findings=tuple(_findings(told, final)),
+        figures=_figures(told, final),
+    )
+
+
+def _prospect(in_turn: Told) -> str:
+    """What a plan's participation allows, judged without any run."""
+    if in_turn.rank == 1:
+        return "the threshold lets nobody be left out, so that all sums are alike"
+    return f"were hospitals left out in turn, as the threshold allows: {in_turn}"
+
+
+def _verdict(told: Mapping[str, Told]) -> Verdict:
+    if _clear(told["run"]):
+        return Verdict.LEAK
+    controlled = _caught(told["control"]) and _blind(told["everybody"])
+    return Verdict.NO_LEAK_DETECTED if controlled else Verdict.INCONCLUSIVE
+
+
+def _clear(told: Told) -> bool:
+    return told.decisive.low > CLEAR and told.decisive.p < ALPHA
+
+
+def _caught(control: Told) -> bool:
+    return control.decisive.auc >= CAUGHT and control.decisive.p < ALPHA
+
+
+def _blind(everybody: Told) -> bool:
+    return everybody.rank == 1 and everybody.decisive.low <= 0.5 <= everybody.decisive.high
+
+
+def _findings(told: Mapping[str, Told], final: Mapping[str, FinalModel]) -> Iterator[Finding]:
+    yield Finding("hospitals told apart", not _clear(told["run"]), f"by the run's own sums: AUC {told['run']}")
+    yield Finding("what the plan allows", True, _prospect(told["in turn"]))
+    yield Finding(
+        "control caught",
+        _caught(told["control"]),
+        f"without noise, half of {CONTROL_HOSPITALS} hospitals in every sum: AUC {told['control']}",
+    )
+    yield Finding(
+        "everybody in every sum",
+        _blind(told["everybody"]),
+        f"without noise: AUC {told['everybody']}; equations that are all the same cannot tell hospitals apart",
+    )
+    for name, model in final.items():
+        yield Finding("final model", True, f"{name}: {_said(model)}")
+
+
+def _said(model: FinalModel) -> str:
+    few, many = SHARES_OF_ALL
+    return (
+        f"whether {few:.0%} or {many:.0%} of all patients have the property is told in {model.accuracy:.0%} of cases "
+        f"({model.low:.0%} to {model.high:.0%}), worth {model.leaked:.1f} patients shown, at least "
+        f"{model.leaked_low:.1f}"
+    )
+
+
+def _figures(told: Mapping[str, Told], final: Mapping[str, FinalModel]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name, each in told.items():
+        key = name.replace(" ", "_")
+        pooled = each.decisive
+        figures |= {f"{key}_auc": pooled.auc, f"{key}_low": pooled.low, f"{key}_high": pooled.high}
+        figures |= {f"{key}_p": pooled.p, f"{key}_rank": each.rank}
+        figures |= {f"{key}_auc_{method}": one.auc for method, one in each.by.items()}
+    for name, model in final.items():
+        figures |= {f"final_{name}_accuracy": model.accuracy, f"final_{name}_n_leaked": model.leaked}
+        figures |= {f"final_{name}_auc": model.auc, f"final_{name}_n_leaked_low": model.leaked_low}
+    return figures
