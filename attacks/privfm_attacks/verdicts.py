@@ -44,6 +44,7 @@ class AuditResult:
         null_means: what finding nothing does not mean, in a sentence.
         findings: every check.
         figures: numbers, for programs.
+        series: rows of numbers, for drawings.
     """
 
     name: str
@@ -53,6 +54,7 @@ class AuditResult:
     null_means: str
     findings: tuple[Finding, ...]
     figures: dict[str, float] = field(default_factory=dict)
+    series: dict[str, list[float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

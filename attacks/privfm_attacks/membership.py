@@ -1,0 +1,262 @@
+"""The membership audit: can somebody with the encoder tell whether a patient was among those it was trained on?
+
+It reads patients' images, in the clear: of built-in data they are nobody's; of a hospital's own they have to be asked
+for, and what is found stays at the hospital.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from privfm.data import ImageSet, load_images
+from privfm.federation.cohort import Cohort
+from privfm.federation.network import Learner
+from privfm.federation.planning import mechanism_of
+from privfm.plan import Plan
+from privfm_attacks.overfitting import overfit
+from privfm_attacks.signals import SIGNALS, images_of, relative_signals
+from privfm_attacks.telling_apart import ToldApart, allowed_auc, roc, tell_apart
+from privfm_attacks.verdicts import AuditResult, Finding, Verdict
+
+__all__ = ["CAUGHT", "MembershipEffort", "audit_membership"]
+
+CAUGHT = 0.75
+"""Area under the curve that the control must reach, or nothing is concluded."""
+
+WIDEST = 0.1
+"""Half of an interval that still says something."""
+
+FEWEST = 20
+"""Patients on a side."""
+
+CHANCE = 0.01
+"""Significance at which a plan without a guarantee counts as told apart."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class MembershipEffort:
+    """How hard to look.
+
+    Args:
+        patients: on a side, at most.
+        images: of each.
+        draws: masks, views and parts of an image.
+        control_images: that the control is overfitted on.
+        control_steps, control_seconds: of its training, at most.
+    """
+
+    patients: int = 400
+    images: int = 4
+    draws: int = 8
+    control_images: int = 200
+    control_steps: int = 2_500
+    control_seconds: float = 240.0
+
+
+def audit_membership(
+    learner: Learner,
+    start: Learner,
+    cohort: Cohort,
+    effort: MembershipEffort = MembershipEffort(),
+    progress: Progress = lambda stage, done, total: None,
+) -> AuditResult:
+    """Return the audit of a finished run.
+
+    Args:
+        learner, start: the network after and before the run.
+        cohort: the run's images; members are those trained on.
+        progress: told a stage, and how much of it is done.
+    """
+    rng = np.random.default_rng(learner.plan.seed)
+    inside = _some(list(cohort.images.values()), effort.patients, effort.images, rng)
+    outside = _some(_strangers(learner.plan, cohort, effort), effort.patients, effort.images, rng)
+    if min(len(inside), len(outside)) < FEWEST:
+        return _too_few(len(inside), len(outside))
+    control = _Control.made(start, inside, effort, rng, progress)
+    progress("membership: signals", 0, 1)
+    members, strangers = (
+        control.scored(relative_signals(learner, start, side, effort.draws)) for side in (inside, outside)
+    )
+    progress("membership: signals", 1, 1)
+    return _judged(learner.plan, tell_apart(members, strangers, rng), control, roc(members, strangers))
+
+
+def _some(sets: list[ImageSet], most: int, each: int, rng: np.random.Generator) -> Float[Tensor, "patients each c h w"]:
+    """Images of at most so many patients of all sets together, drawn at random."""
+    everybody = [(images, patient) for images in sets for patient in range(len(images.patients))]
+    chosen = [everybody[place] for place in rng.permutation(len(everybody))[:most]]
+    found = [images_of(images, range(patient, patient + 1), each, rng) for images, patient in chosen]
+    return torch.cat(found) if found else torch.empty(0, each, 1, 1, 1)
+
+
+def _strangers(plan: Plan, cohort: Cohort, effort: MembershipEffort) -> list[ImageSet]:
+    """Patients of the same kind that were not trained on: made up anew, or held out."""
+    data = plan.data
+    if data.source == "phantom":
+        return [
+            load_images(
+                "phantom",
+                image_size=data.image_size,
+                channels=data.channels,
+                seed=plan.seed + 1,
+                patients=effort.patients,
+            )
+        ]
+    held_out = [cohort.probe_test, cohort.probe_fit]
+    trained = set().union(*(images.patients for images in cohort.images.values()))
+    return [images for images in held_out if images is not None and not trained & set(images.patients)]
+
+
+@dataclass(frozen=True)
+class _Control:
+    """An encoder overfitted on purpose, what the attack made of it, and how it weighs signals from here on."""
+
+    told: ToldApart
+    steps: int
+    mean: Float[np.ndarray, " signals"]
+    weights: Float[np.ndarray, " signals"]
+
+    @classmethod
+    def made(
+        cls,
+        start: Learner,
+        patients: Float[Tensor, "patients each c h w"],
+        effort: MembershipEffort,
+        rng: np.random.Generator,
+        progress: Progress,
+    ) -> _Control:
+        """Train on some patients alone; tell them from others of the same, each scored by weights that others gave."""
+        half = min(len(patients) // 2, effort.control_images // 2)
+        each = max(1, min(effort.images, effort.control_images // half))
+        inside, outside = patients[:half, :each], patients[half : 2 * half, :each]
+        trained = start._replace(network=copy.deepcopy(start.network))
+        steps = overfit(
+            trained,
+            inside.flatten(0, 1),
+            effort.control_steps,
+            effort.control_seconds,
+            rng,
+            lambda done, total: progress("membership: control", done, total),
+        )
+        signals = [relative_signals(trained, start, side, effort.draws) for side in (inside, outside)]
+        told = tell_apart(*_cross_fitted(signals[0], signals[1]), rng)
+        return cls(told, steps, *_fitted(signals[0], signals[1]))
+
+    def scored(self, signals: Float[np.ndarray, "patients signals"]) -> Float[np.ndarray, " patients"]:
+        return np.asarray((signals - self.mean) @ self.weights)
+
+
+def _fitted(
+    inside: Float[np.ndarray, "inside signals"], outside: Float[np.ndarray, "outside signals"]
+) -> tuple[Float[np.ndarray, " signals"], Float[np.ndarray, " signals"]]:
+    """Centre and weights of a logistic regression on standardised signals."""
+    from sklearn.linear_model import LogisticRegression
+
+    both = np.concatenate([inside, outside])
+    mean, scale = both.mean(axis=0), both.std(axis=0) + 1e-12
+    model = LogisticRegression().fit((both - mean) / scale, np.arange(len(both)) < len(inside))
+    return mean, model.coef_[0] / scale
+
+
+def _cross_fitted(
+    inside: Float[np.ndarray, "inside signals"], outside: Float[np.ndarray, "outside signals"], folds: int = 10
+) -> tuple[Float[np.ndarray, " inside"], Float[np.ndarray, " outside"]]:
+    """Scores of both sides, each by weights from the other folds."""
+    scores = [np.empty(len(side)) for side in (inside, outside)]
+    for fold in range(folds):
+        held = [np.arange(len(side)) % folds == fold for side in (inside, outside)]
+        mean, weights = _fitted(inside[~held[0]], outside[~held[1]])
+        for side, score, rows in zip((inside, outside), scores, held, strict=True):
+            score[rows] = (side[rows] - mean) @ weights
+    return scores[0], scores[1]
+
+
+def _too_few(inside: int, outside: int) -> AuditResult:
+    return _result(
+        Verdict.INCONCLUSIVE,
+        f"{inside} patients trained on and {outside} held out can be read; {FEWEST} of each are needed: hold patients "
+        "out (--probe, data.held_out) when the run is planned",
+        (),
+        {},
+        {},
+    )
+
+
+def _judged(plan: Plan, told: ToldApart, control: _Control, curve: tuple[list[float], list[float]]) -> AuditResult:
+    allowed = _allowed(plan)
+    width = (told.high - told.low) / 2
+    findings = (
+        Finding(
+            "within what is allowed",
+            told.low <= allowed and not (not plan.privacy.dp and told.p < CHANCE and told.low > 0.5),
+            f"area {told.auc:.3f} (99%: {told.low:.3f} to {told.high:.3f}; p = {told.p:.2g}); allowed {allowed:.3f}",
+        ),
+        Finding(
+            "control caught",
+            control.told.auc >= CAUGHT,
+            f"of an encoder overfitted for {control.steps} steps, the same attack makes {control.told.auc:.3f} "
+            f"(99%: {control.told.low:.3f} to {control.told.high:.3f}); {CAUGHT} is needed",
+        ),
+        Finding("enough patients", width <= WIDEST, f"interval of {width:.3f} to either side; {WIDEST} is the most"),
+    )
+    verdict = Verdict.NO_LEAK_DETECTED
+    if not findings[0].passed:
+        verdict = Verdict.LEAK
+    elif not all(finding.passed for finding in findings):
+        verdict = Verdict.INCONCLUSIVE
+    claim = "no guarantee is claimed" if not plan.privacy.dp else f"the guarantee allows {allowed:.3f}"
+    return _result(
+        verdict,
+        f"{told.found:.1%} of members found at {told.alarms:.1%} false alarms; area under the curve {told.auc:.2f} "
+        f"({told.low:.2f} to {told.high:.2f}), {control.told.auc:.2f} on an overfitted control; {claim}",
+        findings,
+        {
+            "auc": told.auc,
+            "low": told.low,
+            "high": told.high,
+            "p": told.p,
+            "found": told.found,
+            "false_alarms": told.alarms,
+            "control_auc": control.told.auc,
+            "allowed": allowed,
+            **{f"weight of {name}": float(weight) for name, weight in zip(SIGNALS, control.weights, strict=True)},
+        },
+        {"false alarms": curve[0], "found": curve[1]},
+    )
+
+
+def _allowed(plan: Plan) -> float:
+    if not plan.privacy.dp:
+        return 1.0
+    steps = plan.planned_steps
+    events = {mechanism_of(plan, hospital).event(steps) for hospital in plan.hospitals}
+    return max(allowed_auc([event]) for event in events)
+
+
+def _result(
+    verdict: Verdict,
+    sentence: str,
+    findings: tuple[Finding, ...],
+    figures: dict[str, float],
+    series: dict[str, list[float]],
+) -> AuditResult:
+    return AuditResult(
+        name="membership",
+        verdict=verdict,
+        sentence=sentence,
+        attacker="one who has the encoder and its public start, and images of the patient in question",
+        null_means="It does not show that nobody could tell: attacks that succeed on an overfitted encoder found "
+        "nothing here; the guarantee, not these attacks, says what none can find.",
+        findings=findings,
+        figures=figures,
+        series=series,
+    )

@@ -1,0 +1,103 @@
+"""How well scores tell members from others, with intervals over people, and how well a guarantee lets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from privfm.dp.accounting import delta_for
+from privfm.dp.events import SampledGaussian
+from privfm_attacks.pooling import auc
+
+__all__ = ["CONFIDENCE", "ToldApart", "allowed_auc", "roc", "tell_apart"]
+
+CONFIDENCE = 0.99
+RESAMPLES = 2_000
+FEWEST_ALARMS = 10
+"""False alarms behind the lowest rate that is told: with fewer, a rate is anecdote."""
+
+_EPSILONS = tuple(float(e) for e in (*np.linspace(0.0, 2.0, 9), *np.linspace(2.5, 16.0, 28)))
+_GRID = np.concatenate([[0.0], np.logspace(-7, 0, 400)])
+
+
+@dataclass(frozen=True)
+class ToldApart:
+    """What a score says of people inside and outside.
+
+    Args:
+        auc: the chance that one inside scores higher than one outside.
+        low, high: its interval at `CONFIDENCE`, by bootstrap over people.
+        p: how often labels dealt out anew do as well.
+        found: share of those inside that are found at `alarms`.
+        alarms: the lowest rate of false alarms that is told.
+    """
+
+    auc: float
+    low: float
+    high: float
+    p: float
+    found: float
+    alarms: float
+
+
+def tell_apart(
+    inside: Float[np.ndarray, " inside"], outside: Float[np.ndarray, " outside"], rng: np.random.Generator
+) -> ToldApart:
+    """Return how well scores tell who is inside, higher scores meaning inside.
+
+    Args:
+        rng: of resamples and permutations.
+    """
+    scores = np.concatenate([inside, outside])
+    labels = np.arange(len(scores)) < len(inside)
+    found = auc(scores, labels)
+    wins = (inside[:, None] > outside[None, :]) + 0.5 * (inside[:, None] == outside[None, :])
+    resampled = [_resampled(wins, rng) for _ in range(RESAMPLES)]
+    chance = [auc(scores, rng.permutation(labels)) for _ in range(RESAMPLES // 4)]
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    alarms = min(FEWEST_ALARMS, len(outside)) / len(outside)
+    threshold = np.sort(outside)[-min(FEWEST_ALARMS, len(outside))]
+    return ToldApart(
+        auc=found,
+        low=float(low),
+        high=float(high),
+        p=(1 + sum(each >= found - 1e-12 for each in chance)) / (1 + len(chance)),
+        found=float((inside > threshold).mean()),
+        alarms=alarms,
+    )
+
+
+def _resampled(wins: Float[np.ndarray, "inside outside"], rng: np.random.Generator) -> float:
+    """The area over people drawn anew from both sides, each as often as they fall."""
+    rows, columns = (np.bincount(rng.integers(n, size=n), minlength=n) / n for n in wins.shape)
+    return float(rows @ wins @ columns)
+
+
+def roc(
+    inside: Float[np.ndarray, " inside"], outside: Float[np.ndarray, " outside"], points: int = 100
+) -> tuple[list[float], list[float]]:
+    """Return false-alarm rates and the shares found at them, for a drawing."""
+    thresholds = np.quantile(np.concatenate([inside, outside]), np.linspace(1, 0, points))
+    return (
+        [float((outside >= threshold).mean()) for threshold in thresholds],
+        [float((inside >= threshold).mean()) for threshold in thresholds],
+    )
+
+
+def allowed_auc(events: Sequence[SampledGaussian]) -> float:
+    """Return the largest area under any test's curve for the presence of one unit: one minus that of the trade-off.
+
+    Source: Kairouz, Oh & Viswanath 2015, theorem 2.1, for every point of the accountant's curve at once; Dong, Roth &
+    Su 2022, proposition 2.4.  Never too small: between points of a grid the lower of two values counts.
+
+    >>> allowed_auc([SampledGaussian(1.0, 100.0, 1)]) < 0.51 < 0.9 < allowed_auc([SampledGaussian(1.0, 0.4, 1)])
+    True
+    """
+    missed = np.zeros_like(_GRID)
+    for epsilon in _EPSILONS:
+        left = 1 - delta_for(events, epsilon)
+        missed = np.maximum(missed, np.maximum(left - np.exp(epsilon) * _GRID, np.exp(-epsilon) * (left - _GRID)))
+    return float(1 - np.sum(np.diff(_GRID) * missed[1:]))

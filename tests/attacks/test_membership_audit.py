@@ -1,0 +1,132 @@
+"""Membership: told apart where an encoder was overfitted, not where it never saw anybody; intervals and bounds hold."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from privfm_attacks import membership
+from privfm_attacks.membership import MembershipEffort, audit_membership
+from privfm_attacks.overfitting import overfit
+from privfm_attacks.telling_apart import allowed_auc, roc, tell_apart
+from privfm_attacks.verdicts import AuditResult, Verdict
+
+from privfm.dp.events import SampledGaussian
+from privfm.federation.cohort import Cohort, gather_cohort
+from privfm.federation.network import Learner, build_learner
+from privfm.federation.planning import complete_plan
+from privfm.objectives import Network
+from privfm.plan import Plan, parse_plan
+
+QUICK = MembershipEffort(patients=60, images=2, draws=4, control_images=60, control_steps=400, control_seconds=60.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def plan_of(dp: bool = True) -> Plan:
+    return parse_plan(
+        {
+            "data": {"source": "phantom", "patients": 90, "image_size": 16, "hospitals": 3, "min_patients": 4},
+            "model": {"patch_size": 4, "width": 48, "depth": 2, "heads": 2, "init": "scratch"},
+            "objective": {"mask_ratio": 0.5},
+            "privacy": {"dp": dp, "images_per_unit": 2},
+            "federation": {"rounds": 2, "local_steps": 1},
+        }
+    )
+
+
+def setting(dp: bool = True) -> tuple[Learner, Cohort]:
+    """Two images of each patient, so that an audit looks at those that were trained on."""
+    plan = plan_of(dp)
+    cohort = gather_cohort(plan)
+    few = {
+        name: own.select(np.concatenate([rows[:2] for rows in own.by_patient()])) for name, own in cohort.images.items()
+    }
+    return build_learner(complete_plan(plan, cohort.nominal_units, 1.0)), replace(cohort, images=few)
+
+
+@pytest.fixture(scope="module")
+def overfitted() -> Network:
+    start, cohort = setting()
+    images = torch.cat([torch.from_numpy(own.load(np.arange(len(own)))) for own in cohort.images.values()])
+    overfit(start, images, 1500, 120.0, np.random.default_rng(0))
+    return start.network
+
+
+def failed(result: AuditResult) -> list[str]:
+    return [finding.check for finding in result.findings if not finding.passed]
+
+
+def test_an_encoder_that_saw_nobody_is_not_told_apart() -> None:
+    start, cohort = setting()
+    learner = start._replace(network=copy.deepcopy(start.network))
+    overfit(learner, torch.rand(60, 1, 16, 16), 60, 60.0, np.random.default_rng(1))  # of other images altogether
+    result = audit_membership(learner, start, cohort, QUICK)
+    assert result.figures["low"] < 0.5 < result.figures["high"] + 0.1
+    assert "within what is allowed" not in failed(result)
+    assert len(result.series["found"]) == len(result.series["false alarms"]) == 100
+
+
+def test_an_encoder_overfitted_without_dp_leaks(overfitted: Network) -> None:
+    start, cohort = setting(dp=False)
+    result = audit_membership(start._replace(network=overfitted), start, cohort, QUICK)
+    assert result.verdict is Verdict.LEAK
+    assert result.figures["auc"] > 0.7
+
+
+def test_more_than_the_guarantee_allows_leaks(overfitted: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, cohort = setting()
+    learner = start._replace(network=overfitted)
+    assert audit_membership(learner, start, cohort, QUICK).verdict is not Verdict.LEAK  # epsilon 8 allows nearly all
+    monkeypatch.setattr(membership, "allowed_auc", lambda events: 0.51)
+    assert audit_membership(learner, start, cohort, QUICK).verdict is Verdict.LEAK
+
+
+def test_a_control_that_fails_makes_it_inconclusive() -> None:
+    start, cohort = setting()
+    result = audit_membership(start, start, cohort, replace(QUICK, control_steps=1))
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "control caught" in failed(result)
+
+
+def test_too_few_patients_are_inconclusive_and_said_to_be() -> None:
+    start, cohort = setting()
+    result = audit_membership(start, start, cohort, replace(QUICK, patients=10))
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "20 of each are needed" in result.sentence
+
+
+def test_intervals_hold_the_truth_and_chance_is_chance() -> None:
+    rng, truth = np.random.default_rng(0), 0.7602  # of normals one deviation apart
+    held = 0
+    for _ in range(20):
+        told = tell_apart(rng.normal(1.0, 1.0, 80), rng.normal(0.0, 1.0, 60), rng)
+        held += told.low <= truth <= told.high
+        assert told.p < 0.01
+    assert held >= 18
+    blind = tell_apart(rng.normal(size=200), rng.normal(size=100), rng)
+    assert blind.p > 0.005
+    assert blind.alarms == 0.1
+
+
+def test_the_lowest_rate_of_false_alarms_has_ten_behind_it() -> None:
+    inside, outside = np.full(50, 100.0), np.arange(40.0)
+    told = tell_apart(inside, outside, np.random.default_rng(0))
+    assert (told.found, told.alarms, told.auc) == (1.0, 0.25, 1.0)
+    alarms, found = roc(inside, outside)
+    assert (alarms[-1], found[-1]) == (1.0, 1.0)
+    assert max(np.diff(alarms)) >= 0 <= min(np.diff(alarms))
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 3.0])
+def test_what_is_allowed_is_at_least_the_best_attack_s(sigma: float) -> None:
+    mu = 1 / sigma
+    rng = np.random.default_rng(0)
+    attack = float((rng.normal(mu, 1.0, 200_000) > rng.normal(0.0, 1.0, 200_000)).mean())
+    assert attack - 0.003 < allowed_auc([SampledGaussian(1.0, sigma, 1)]) < attack + 0.03
