@@ -1,100 +1,265 @@
-"""Audits of a run's folder: which there are, what they make of it, and audit.json."""
+"""Which audits there are, what each needs, and audit.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from privfm import __version__
-from privfm.errors import InputError, VerificationError
+from privfm.errors import InputError, PrivfmError, RunError, VerificationError
+from privfm.federation.cohort import gather_cohort
 from privfm.federation.directory import RunDirectory
-from privfm.federation.network import load_network
+from privfm.federation.network import Learner, build_learner, load_network
+from privfm.federation.observer import Observer
+from privfm.federation.planning import complete_plan
+from privfm.federation.stating import BUILT_IN
 from privfm.federation.verifying import begun_plan, verify_run
 from privfm.files import write_atomic
+from privfm.plan import Plan
 from privfm_attacks.canaries import audit_canaries
 from privfm_attacks.coordinator_log import read_log
 from privfm_attacks.mechanism import audit_mechanism
+from privfm_attacks.membership import MembershipEffort, audit_membership
 from privfm_attacks.participation import Participation
 from privfm_attacks.property import audit_property
 from privfm_attacks.transcript import audit_transcript
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
-__all__ = ["AUDITS", "FILE", "audit_run"]
+__all__ = ["AUDITS", "FILE", "Audit", "Report", "Subject", "audit_run", "rehearse"]
 
 FILE = "audit.json"
 
 
-def _mechanism(directory: RunDirectory) -> AuditResult:
-    learner = load_network(directory.root, "start.safetensors")
-    learner.network.train()
-    return audit_mechanism(begun_plan(directory), learner)
+@dataclass(frozen=True)
+class Subject:
+    """What is audited.
+
+    Args:
+        plan: complete.
+        learner: the network that training starts with.
+        run: what the plan became; None before it is run.
+        quick: whether minutes count.
+        asked: names of the audits that were asked for one by one.
+        observer: hears of the progress.
+    """
+
+    plan: Plan
+    learner: Learner
+    run: RunDirectory | None
+    quick: bool
+    asked: frozenset[str]
+    observer: Observer
 
 
-def _ledgers(directory: RunDirectory) -> AuditResult:
-    findings = tuple(_verified(directory))
-    whole = all(finding.passed for finding in findings)
+@dataclass(frozen=True)
+class Audit:
+    """One audit.
+
+    Args:
+        attempt: makes it.
+        about: what it asks, in a few words.
+        of_plans: whether a plan alone can be audited.
+        seconds: that it takes on two cores for the default run; a rough guide.
+        left_out: what `--quick` does without.
+    """
+
+    attempt: Callable[[Subject], AuditResult]
+    about: str
+    of_plans: bool
+    seconds: int
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What audits found.
+
+    Args:
+        audits: in the order in which they ran.
+        notices: what a reader should know of the whole, a line each.
+        left_out: what was not done for want of time, a line each.
+    """
+
+    audits: tuple[AuditResult, ...]
+    notices: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Audits that forbid publishing: those that found a leak, and ledgers that nobody could verify."""
+        return tuple(
+            each.name
+            for each in self.audits
+            if each.verdict is Verdict.LEAK or (each.name == "ledgers" and each.verdict is Verdict.INCONCLUSIVE)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "privfm_version": __version__,
+            "notices": list(self.notices),
+            "left_out": list(self.left_out),
+            "audits": [each.to_json() for each in self.audits],
+        }
+
+
+def _mechanism(subject: Subject) -> AuditResult:
+    subject.learner.network.train()
+    return audit_mechanism(subject.plan, subject.learner)
+
+
+def _run_of(subject: Subject) -> RunDirectory:
+    if subject.run is None:
+        raise ValueError("subject.run=None: this audit needs a run")
+    return subject.run
+
+
+def _ledgers(subject: Subject) -> AuditResult:
+    run = _run_of(subject)
+    verdict, finding = _verified(run)
     return AuditResult(
         name="ledgers",
-        verdict=Verdict.NO_LEAK_DETECTED if whole else Verdict.LEAK,
-        sentence="every release on record was charged, as declared, and ledgers match the run's records"
-        if whole
-        else "ledgers and records tell different stories: " + "; ".join(f.detail for f in findings if not f.passed),
-        attacker="anybody who can read the run's folder after the fact",
+        verdict=verdict,
+        sentence="every release on record was charged, as declared, and ledgers match what the run left"
+        if finding.passed
+        else f"ledgers and the run's files tell different stories: {finding.detail}",
+        attacker="anybody who can write to the run's folder after the fact",
         null_means="It does not show that nothing was released beside the protocol.",
-        findings=findings,
-        figures={"hospitals": len(findings)},
+        findings=(finding,),
+        figures={"hospitals": len(subject.plan.hospitals)},
     )
 
 
-def _verified(directory: RunDirectory) -> Iterator[Finding]:
-    for hospital in begun_plan(directory).hospitals:
-        try:
-            rounds = verify_run(directory, hospital.id)[hospital.id]
-            yield Finding("ledger", True, f"{hospital.id}: whole, {rounds} rounds as in the run's records")
-        except VerificationError as error:
-            yield Finding("ledger", False, f"{hospital.id}: {error}")
+def _verified(run: RunDirectory) -> tuple[Verdict, Finding]:
+    try:
+        rounds = verify_run(run)
+    except RunError as error:
+        return Verdict.INCONCLUSIVE, Finding("ledgers", False, str(error))
+    except (VerificationError, PrivfmError) as error:
+        return Verdict.LEAK, Finding("ledgers", False, str(error))
+    told = ", ".join(f"{name} {count}" for name, count in rounds.items())
+    return Verdict.NO_LEAK_DETECTED, Finding("ledgers", True, f"rounds as in the run's records: {told}")
 
 
-def _property(directory: RunDirectory) -> AuditResult:
-    plan = begun_plan(directory)
-    sums = tuple(frozenset(record.survivors) for record in directory.records())
-    return audit_property(plan, Participation(tuple(hospital.id for hospital in plan.hospitals), sums))
+def _property(subject: Subject) -> AuditResult:
+    if subject.run is None:
+        return audit_property(subject.plan)
+    sums = tuple(frozenset(record.survivors) for record in subject.run.records())
+    return audit_property(subject.plan, Participation(tuple(each.id for each in subject.plan.hospitals), sums))
 
 
-AUDITS: dict[str, Callable[[RunDirectory], AuditResult]] = {
-    "mechanism": _mechanism,
-    "canaries": lambda directory: audit_canaries(begun_plan(directory)),
-    "ledgers": _ledgers,
-    "property": _property,
-    "transcript": lambda directory: audit_transcript(read_log(directory)),
+def _membership(subject: Subject) -> AuditResult:
+    run, plan = _run_of(subject), subject.plan
+    if plan.data.source not in BUILT_IN and "membership" not in subject.asked:
+        return _not_done(
+            "membership", "it reads patients' images in the clear; a hospital asks for it by name, with --only"
+        )
+    effort = MembershipEffort()
+    if subject.quick:
+        effort = replace(effort, patients=150, images=2, draws=4, control_steps=1_500, control_seconds=75.0)
+    learner = load_network(run.root, "network.safetensors")
+    return audit_membership(learner, subject.learner, gather_cohort(plan), effort, subject.observer.progress)
+
+
+AUDITS = {
+    "mechanism": Audit(_mechanism, "does the code do what it declares, on units whose gradients are known", True, 20),
+    "canaries": Audit(
+        lambda subject: audit_canaries(subject.plan), "what made-up units let one see of epsilon, at least", True, 20
+    ),
+    "membership": Audit(
+        _membership,
+        "who was trained on, by the encoder alone",
+        False,
+        180,
+        "membership: 150 patients in place of 400, half of the views, a shorter control",
+    ),
+    "property": Audit(_property, "which hospitals have a property, by the sums", True, 120),
+    "transcript": Audit(
+        lambda subject: audit_transcript(read_log(_run_of(subject))),
+        "what the coordinator's own log gives away",
+        False,
+        5,
+    ),
+    "ledgers": Audit(_ledgers, "do ledgers match what the run left", False, 5),
 }
 """In the order in which they run."""
 
 
-def audit_run(
-    root: Path, only: Sequence[str] = (), begun: Callable[[str], None] = lambda name: None
-) -> tuple[AuditResult, ...]:
+def audit_run(root: Path, only: Sequence[str] = (), *, quick: bool = False, observer: Observer | None = None) -> Report:
     """Audit a run and write `audit.json` into its folder.
 
     Args:
         root: the run's folder.
         only: names of audits; all by default.
-        begun: told the name of each audit before it begins.
+        quick: do what takes minutes with fewer images and steps, and say what was left out.
+        observer: hears of the progress.
 
     Raises:
-        InputError: an audit of that name does not exist.
-        RunError: the folder is no run's, or damaged.
+        InputError: an audit of that name does not exist, or the folder is no run's.
+        RunError: the folder's plan, facts or start are damaged.
         VerificationError: the plan in the folder is not the one that the run was begun with.
     """
-    unknown = sorted(set(only) - set(AUDITS))
-    if unknown:
-        raise InputError(f"--only {unknown[0]}: no such audit; there are {', '.join(AUDITS)}")
-    directory, results = RunDirectory.existing(root), []
-    for name, audit in AUDITS.items():
-        if name in only or not only:
-            begun(name)
-            results.append(audit(directory))
-    content = {"version": 1, "privfm_version": __version__, "audits": [result.to_json() for result in results]}
-    write_atomic(root / FILE, json.dumps(content, indent=2, allow_nan=False).encode())
-    return tuple(results)
+    _check_names(only, AUDITS)
+    run = RunDirectory.existing(root)
+    plan, observer = begun_plan(run), observer or Observer()
+    subject = Subject(plan, load_network(root, "start.safetensors"), run, quick, frozenset(only), observer)
+    report = replace(_made(subject, [name for name in AUDITS if name in (only or AUDITS)]), notices=_notices(run))
+    write_atomic(root / FILE, json.dumps(report.to_json(), indent=2, allow_nan=False).encode())
+    return report
+
+
+def rehearse(plan: Plan, only: Sequence[str] = (), *, quick: bool = False, observer: Observer | None = None) -> Report:
+    """Audit what a plan would do, before it is run: its mechanism on made-up units, through all of its steps.
+
+    Images are read to know the hospitals; nothing is computed of them.
+
+    Raises:
+        InputError: an audit of that name does not exist or needs a run; the plan or its images will not do.
+    """
+    possible = {name: audit for name, audit in AUDITS.items() if audit.of_plans}
+    _check_names(only, possible)
+    observer = observer or Observer()
+    observer.stage(f"reading {plan.data.source}")
+    whole = complete_plan(plan, gather_cohort(plan).nominal_units, clip_norm=1.0, loss_bound=1.0)
+    subject = Subject(whole, build_learner(whole), None, quick, frozenset(only), observer)
+    return _made(subject, [name for name in possible if name in (only or possible)])
+
+
+def _check_names(only: Sequence[str], possible: dict[str, Audit]) -> None:
+    for name in only:
+        if name not in possible:
+            why = "needs a run that is over" if name in AUDITS else "no such audit"
+            raise InputError(f"--only {name}: {why}; there are {', '.join(possible)}")
+
+
+def _made(subject: Subject, names: Sequence[str]) -> Report:
+    results = []
+    for name in names:
+        subject.observer.stage(f"auditing: {name} (about {AUDITS[name].seconds} s for a small run)")
+        try:
+            results.append(AUDITS[name].attempt(subject))
+        except PrivfmError as error:
+            results.append(_not_done(name, str(error)))
+    left_out = [AUDITS[name].left_out for name in names if subject.quick and AUDITS[name].left_out]
+    return Report(tuple(results), (), tuple(left_out))
+
+
+def _not_done(name: str, why: str) -> AuditResult:
+    return AuditResult(
+        name=name,
+        verdict=Verdict.INCONCLUSIVE,
+        sentence=f"not done: {why}",
+        attacker="none was tried",
+        null_means="It shows nothing.",
+        findings=(),
+    )
+
+
+def _notices(run: RunDirectory) -> tuple[str, ...]:
+    made_by = run.facts().version
+    if made_by == __version__:
+        return ()
+    return (f"the run was made by privfm {made_by}; mechanism and canaries tried the code of {__version__}",)

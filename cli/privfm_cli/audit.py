@@ -8,46 +8,102 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from privfm.errors import InputError, PrivfmError, VerificationError
 from privfm_cli.console import WIDTH, say, show, show_json
 
 if TYPE_CHECKING:
+    from privfm_attacks.run import Report
     from privfm_attacks.verdicts import AuditResult
 
 __all__ = ["audit"]
 
 
 def audit(
-    run: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", show_default=False)] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="mechanism, canaries or ledgers; may be repeated.", show_default="all")
+        list[str] | None,
+        typer.Option(
+            help="mechanism, canaries, membership, property, reconstruction, transcript or ledgers; may be repeated.",
+            show_default="all",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick/--full", help="End within minutes on a small run, and say what was left out.")
+    ] = False,
+    rehearsed: Annotated[
+        Path | None,
+        typer.Option(
+            "--rehearse", metavar="PLAN.toml", help="Audit what a plan would do, before it is run.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
-    """Audit the run in RUN: does its mechanism do what it declares, what can canaries tell, do ledgers match records?
+    """Attack the run in RUN, and check the code that made it, before its model is published.
 
-    Mechanism and canaries run the plan's mechanism again on made-up units; no image is read. Writes audit.json into the
-    folder. Exit code 4 when an audit's verdict is LEAK.
+    Mechanism, canaries, property and reconstruction rehearse the plan's own mechanism on made-up units; --rehearse does
+    so for a plan that was not run yet. Membership reads patients' images: of built-in data always, of your own when
+    --only asks for it. Verdicts go into audit.json and the report. Exit code 4 when one of them is LEAK, or ledgers
+    cannot be verified.
     """
-    from privfm_attacks.run import FILE, audit_run
-
-    from privfm.errors import VerificationError
-
-    results = audit_run(run, only or (), begun=lambda name: say(f"auditing: {name}"))
+    if (run is None) == (rehearsed is None):
+        raise InputError("give the folder of a run to audit, or --rehearse PLAN.toml; one of the two")
+    report = (
+        _audited(run, only or [], quick=quick) if run is not None else _rehearsed(rehearsed, only or [], quick=quick)
+    )
     if as_json:
-        show_json({"audits": [result.to_json() for result in results]})
+        show_json(report.to_json())
     else:
-        for result in results:
-            _tell(result)
-    leaks = [result.name for result in results if result.verdict == "LEAK"]
-    if leaks:
-        raise VerificationError(f"{', '.join(leaks)}: LEAK; do not publish this model, see {run / FILE}")
+        _tell(report)
+    if run is not None:
+        _put_into_page(run)
+    if report.failed:
+        after = "" if run is None else f"; do not publish this model, see {run / 'audit.json'}"
+        raise VerificationError(f"{', '.join(report.failed)}: not passed{after}")
 
 
-def _tell(result: AuditResult) -> None:
+def _audited(run: Path, only: list[str], *, quick: bool) -> Report:
+    from privfm_attacks.run import audit_run
+
+    from privfm_cli.progress import watching
+
+    with watching(0.0) as observer:
+        return audit_run(run, only, quick=quick, observer=observer)
+
+
+def _rehearsed(plan: Path | None, only: list[str], *, quick: bool) -> Report:
+    from privfm_attacks.run import rehearse
+
+    from privfm_cli.plan_flags import plan_from
+    from privfm_cli.progress import watching
+
+    with watching(0.0) as observer:
+        return rehearse(plan_from(plan, {}), only, quick=quick, observer=observer)
+
+
+def _put_into_page(run: Path) -> None:
+    from privfm.report import write_report
+
+    try:
+        write_report(run)
+    except PrivfmError as error:  # of a damaged run; the audits have been told
+        say(f"privfm: warning: report.html is as it was: {error}")
+
+
+def _tell(report: Report) -> None:
+    for result in report.audits:
+        _tell_one(result)
+    for line in report.notices:
+        say(f"privfm: warning: {line}")
+    for line in report.left_out:
+        show(f"left out by --quick: {line}")
+
+
+def _tell_one(result: AuditResult) -> None:
     show(f"{result.name}: {result.verdict}")
     for line in (
         result.sentence,
         *(f"FAILED {each.check}: {each.detail}" for each in result.findings if not each.passed),
+        f"Assumed: {result.attacker}.",
+        result.null_means,
     ):
         show(textwrap.indent(textwrap.fill(line, WIDTH - 2), "  "))
-    show(textwrap.indent(textwrap.fill(result.null_means, WIDTH - 2), "  "))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from privfm_attacks.run import AUDITS
+from privfm_attacks.run import AUDITS, Subject
 from privfm_cli.main import main
 
 from privfm.federation.directory import RunDirectory
+from privfm.federation.observer import Observer
 from privfm.federation.training import train
 from privfm.plan import parse_plan
 
@@ -32,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-QUICK = ("mechanism", "canaries", "ledgers", "transcript")
+QUICK = ("mechanism", "canaries", "transcript", "ledgers")
 
 
 @pytest.mark.slow
@@ -92,13 +93,59 @@ def test_bad_input_is_one_line(
     assert said in capsys.readouterr().err
 
 
+def test_a_plan_is_rehearsed_before_it_is_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = str(run / "plan.toml")
+    assert main(["audit", "--rehearse", plan, "--only", "mechanism", "--only", "canaries", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["audits"]
+    assert [(each["name"], each["verdict"]) for each in told] == [
+        ("mechanism", "NO LEAK DETECTED"),
+        ("canaries", "NO LEAK DETECTED"),
+    ]
+    assert main(["audit", "--rehearse", plan, "--only", "ledgers"]) == 2
+    assert "needs a run that is over" in capsys.readouterr().err
+    assert main(["audit"]) == main(["audit", str(run), "--rehearse", plan]) == 2
+    assert "one of the two" in capsys.readouterr().err
+
+
+def test_what_cannot_be_audited_is_said_and_the_rest_is_done(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, ledger = run / "network.safetensors", run / "ledgers" / "hospital-2.sqlite"
+    kept, spent = network.read_bytes(), ledger.read_bytes()
+    try:
+        network.write_bytes(b"damaged")
+        ledger.unlink()
+        assert main(["audit", str(run), "--only", "membership", "--only", "ledgers", "--quick"]) == 4
+    finally:
+        network.write_bytes(kept)
+        ledger.write_bytes(spent)
+        ledger.chmod(0o600)
+    printed = capsys.readouterr()
+    assert "membership: INCONCLUSIVE\n  not done:" in printed.out
+    assert "hospital-2.sqlite" in printed.out
+    assert "left out by --quick: membership" in printed.out
+    assert "ledgers: not passed; do not publish this model" in printed.err
+
+
+def test_membership_of_ones_own_images_waits_to_be_asked() -> None:
+    plan = parse_plan({"data": {"source": "elsewhere"}})
+    subject = Subject(plan, None, RunDirectory(Path()), False, frozenset(), Observer())  # type: ignore[arg-type]
+    assert "asks for it by name" in AUDITS["membership"].attempt(subject).sentence
+
+
+def test_another_version_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("privfm_attacks.run.__version__", "9.9")
+    assert main(["audit", str(run), "--only", "transcript"]) == 0
+    assert "tried the code of 9.9" in capsys.readouterr().err
+
+
 def test_the_statement_tells_what_canaries_showed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(run), "--only", "canaries"]) == 0
     figures = json.loads((run / "audit.json").read_text())["audits"][0]["figures"]
     capsys.readouterr()
     assert main(["budget", "statement", str(run), "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["audits"]
-    assert (told["audit"], told["lower_bound"], told["confidence"]) == ("canaries", figures["bound"], 0.99)
+    assert (told["audit"], told["lower_bound"], told["confidence"]) == ("canaries", figures["bound"], 0.98)
     kept = (run / "audit.json").read_text()
     (run / "audit.json").write_text('{"audits": [{}]}')
     assert main(["budget", "statement", str(run)]) == 4

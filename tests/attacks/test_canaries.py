@@ -120,6 +120,10 @@ def test_noise_halved_is_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.figures["bound"] > result.figures["claim"]
 
 
+def test_without_dp_any_bound_above_the_plans_limit_leaks() -> None:
+    assert audit_canaries(plan_of(dp=False)).verdict is Verdict.LEAK
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("sample_rate", "rounds"), [(0.05, 100), (0.1, 50), (0.5, 20)])
 @pytest.mark.parametrize(("plant", "verdict"), [(None, Verdict.NO_LEAK_DETECTED), (halved, Verdict.LEAK)])
