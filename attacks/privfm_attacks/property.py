@@ -1,7 +1,8 @@
 """The property audit: whether sums tell which hospitals have a property, and what the final model tells of all of them.
 
 Differential privacy for patients does not promise to hide what is common to a hospital's patients: a disease, a
-scanner. What hides a hospital among the others is that only sums are seen, and that who is in them does not change.
+scanner. What hides a hospital among the others is that only sums are seen, that who is in them does not change, and
+that no hospital weighs much more than the others: one that does is most of every sum.
 So the attack is judged by what it finds out and nothing else: it is a LEAK if, at the run's own noise and with the
 run's own survivors, hospitals with the property are told from those without with a lower limit of the area under the
 curve above `CLEAR`, and p below `ALPHA`. What a coordinator could bring about within the threshold, by leaving
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from privfm.federation.planning import update_weight
 from privfm.plan import Plan
 from privfm_attacks.distribution import FinalModel
 from privfm_attacks.measuring import CONTROL_HOSPITALS, SHARE, SHARES_OF_ALL, Effort, Told, measure
@@ -38,11 +40,13 @@ def audit_property(plan: Plan, participation: Participation | None = None, effor
         effort: less of it for tests.
     """
     own = whole_cohort(plan) if participation is None or not participation.sums else participation
+    weights = [update_weight(plan, hospital) for hospital in plan.hospitals]
     told, final = measure(plan, own, effort or Effort())
     return AuditResult(
         name="property",
         verdict=_verdict(told),
-        sentence=f"of two hospitals, this run's sums tell which has a property with AUC {told['run']}; "
+        sentence=f"of two hospitals, this run's sums tell which has a property with AUC {told['run']}, "
+        f"where hospitals weigh {min(weights):.2g} to {max(weights):.2g}; "
         f"{_prospect(told['in turn'])}; without noise and with half of {CONTROL_HOSPITALS} in every sum "
         f"{told['control']}, with all of them {told['everybody']}",
         attacker="the coordinator, who sees every sum and the global model, and can make up patients with and without "
