@@ -35,7 +35,7 @@ class Effort:
     """How much is rehearsed.
 
     Args:
-        federations: pooled for each figure; not below 10 for a verdict that means something.
+        federations: pooled for each figure, of long runs fewer; not below 10 for a verdict that means something.
         control_federations: the same for controls.
         rounds: of a control, and at most of the plan; longer runs are rehearsed in fewer rounds of more steps.
         models: final models of either kind to learn from, and as many to tell apart.
@@ -99,8 +99,8 @@ class _Rehearsals:
         names = tuple(str(place) for place in range(CONTROL_HOSPITALS))
         control, everybody = self._half(names), Participation(names, (frozenset(names),) * effort.rounds)
         told = {
-            "run": self._told(hospitals, [self.own] * effort.federations),
-            "in turn": self._told(hospitals, [leaving_out_in_turn(self.plan)] * effort.federations),
+            "run": self._told(hospitals, [self.own] * self._federations),
+            "in turn": self._told(hospitals, [leaving_out_in_turn(self.plan)] * self._federations),
             "control": self._told(_CONTROL, control),
             "everybody": self._told(_CONTROL, [everybody] * effort.control_federations),
         }
@@ -108,6 +108,12 @@ class _Rehearsals:
             "run": self._final(hospitals),
             "control": self._final(replace(hospitals, noise=_CONTROL.noise[:1])),
         }
+
+    @property
+    def _federations(self) -> int:
+        """Fewer of long runs, but never below ten if that many are asked for: a thousand rounds in all."""
+        rounds, asked = min(len(self.own.sums), self.effort.rounds), self.effort.federations
+        return min(asked, max(10, 1000 // rounds))
 
     def _half(self, names: Sequence[str]) -> list[Participation]:
         """For every control federation, half of the hospitals in each round, drawn at random."""
