@@ -33,6 +33,7 @@ __all__ = [
     "CANDIDATES",
     "Picked",
     "highest_rate",
+    "noisy_step",
     "pick_on_bench",
     "pick_real",
     "reconstruction_bound",
@@ -165,14 +166,14 @@ def pick_real(
     scores, drawn = np.zeros((trials, len(rows))), np.zeros(trials, dtype=bool)
     for trial, candidate in enumerate(chosen):
         for step in range(steps):
-            released, took_part = _step(mechanism, clipped[candidate], coins, (trial, step))
+            released, took_part = noisy_step(mechanism, clipped[candidate], coins, (trial, step))
             seen = (clipped @ released).double().numpy() * mechanism.divisor / clip_norm**2
             scores[trial] += _log_ratios(seen, squares, mechanism)
             drawn[trial] |= took_part
     return Picked(scores.argmax(axis=1) == chosen, drawn)
 
 
-def _step(
+def noisy_step(
     mechanism: StepMechanism, gradient: Float[Tensor, " directions"], coins: Coins, label: tuple[int, int]
 ) -> tuple[Float[Tensor, " directions"], bool]:
     """What a step releases of one patient, and whether they were drawn."""
