@@ -50,6 +50,11 @@ class Log:
         return Participation(tuple(sorted(names)), tuple(frozenset(record.survivors) for record in self.records))
 
     @property
+    def noised(self) -> bool:
+        """Whether a hospital's update carries noise that nobody can take away."""
+        return self.private and self.plan.privacy.dp
+
+    @property
     def threshold(self) -> int:
         return self.plan.secagg.threshold or len(self.plan.hospitals)
 

@@ -7,7 +7,7 @@ transcript that comes again, a cohort of strangers or newcomers, a model made to
 Combinations of several rounds' sums that leave few hospitals are no such thing. A single drop-out makes one, and the
 protocol does not promise to prevent it (`docs/protocol.md`). What is left carries that hospital's own noise, so its
 patients keep their guarantee against whoever combines sums. So the audit says how few can be left, and calls it a leak
-only where the noise does not count because its coins are known.
+only where there is no noise, or its coins are known.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _findings(log: Log, found: Search) -> Iterator[Finding]:
         wrong = tuple(check(log))
         yield Finding(name, not wrong, "; ".join(wrong) or sound)
     few = found.smallest is not None and len(found.smallest.hospitals) < log.threshold
-    yield Finding("combinations", log.private or not few, _isolated(log, found))
+    yield Finding("combinations", log.noised or not few, _isolated(log, found))
 
 
 def _small_sums(log: Log) -> Iterator[str]:
@@ -180,8 +180,8 @@ def _isolated(log: Log, found: Search) -> str:
         return f"no combination of the sums leaves fewer than {len(names)} hospitals{proof}; threshold {log.threshold}"
     left = f"the smallest cohort that sums isolate is {len(names)}, of a threshold of {log.threshold}{proof}: "
     left += f"{smallest} leaves {', '.join(names)}, were updates alike in every round"
-    if not log.private:
-        return f"{left}; the noise in it does not count, because the coins were injected"
+    if not log.noised:
+        return f"{left}; no noise hides it, for there is none or its coins were injected"
     price = f", {noise_factor(log.participation, names[0]):.1f} times its noise when seen alone" * (len(names) == 1)
     return f"{left}; what is left still carries the noise that its patients' guarantee rests on{price}"
 

@@ -31,6 +31,9 @@ PLAN = complete_plan(
 """Seven hospitals, of which five must finish."""
 
 
+WITHOUT_NOISE = PLAN.model_copy(update={"privacy": PLAN.privacy.model_copy(update={"dp": False})})
+
+
 def record(number: int, survivors: str = "abcdefg", cohort: str = "abcdefg", **changes: Any) -> RoundRecord:
     ordinary = RoundRecord(
         round=number,
@@ -117,7 +120,8 @@ PLANTED: dict[str, tuple[str, Callable[[], Log]]] = {
     "two rows alike": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(2 / 32)})),
     "another start": ("models", lambda: log_of(*ORDINARY, first=False)),
     "another end": ("models", lambda: log_of(*ORDINARY, last=False)),
-    "no noise": ("combinations", lambda: log_of(*ORDINARY, record(7, "abcdef"), private=False)),
+    "known noise": ("combinations", lambda: log_of(*ORDINARY, record(7, "abcdef"), private=False)),
+    "no noise": ("combinations", lambda: log_of(*ORDINARY, record(7, "abcdef"), plan=WITHOUT_NOISE)),
 }
 
 
