@@ -20,7 +20,7 @@ from privfm.federation.planning import mechanism_of
 from privfm.plan import HospitalPlan, Plan
 from privfm_attacks.bench import INPUTS, OUTPUTS, Bench, distinct_hospitals
 from privfm_attacks.bounds import clopper_pearson_bound, epsilon_of_mu, gaussian_pair_bound, mu_of_errors, one_run_bound
-from privfm_attacks.verdicts import AuditResult, Finding, Verdict
+from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict, histogram
 
 __all__ = ["CONFIDENCE", "audit_canaries"]
 
@@ -80,7 +80,15 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
             "clopper_pearson_ceiling": _clopper_pearson_ceiling(canaries // 2, plan.privacy.delta, alpha),
             "one_run": worst.one_run,
         },
-        series={"scores inside": worst.scores.inside.tolist(), "scores outside": worst.scores.outside.tolist()},
+        plots=(
+            Plot(
+                "Scores of canaries",
+                "log likelihood ratio of taking part",
+                "how many canaries scored how much; the further apart those inside and outside lie, the more a release "
+                "tells of one",
+                histogram({"inside": worst.scores.inside, "outside": worst.scores.outside}),
+            ),
+        ),
     )
 
 

@@ -19,11 +19,12 @@ from privfm.data import ImageSet, load_images
 from privfm.federation.cohort import Cohort
 from privfm.federation.network import Learner
 from privfm.federation.planning import mechanism_of
+from privfm.federation.stating import BUILT_IN
 from privfm.plan import Plan
 from privfm_attacks.overfitting import overfit
 from privfm_attacks.signals import SIGNALS, images_of, relative_signals
 from privfm_attacks.telling_apart import ToldApart, allowed_auc, roc, tell_apart
-from privfm_attacks.verdicts import AuditResult, Finding, Verdict
+from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict
 
 __all__ = ["CAUGHT", "MembershipEffort", "audit_membership"]
 
@@ -187,11 +188,10 @@ def _too_few(inside: int, outside: int) -> AuditResult:
         "out (--probe, data.held_out) when the run is planned",
         (),
         {},
-        {},
     )
 
 
-def _judged(plan: Plan, told: ToldApart, control: _Control, curve: tuple[list[float], list[float]]) -> AuditResult:
+def _judged(plan: Plan, told: ToldApart, control: _Control, curve: list[tuple[float, float]]) -> AuditResult:
     allowed = _allowed(plan)
     width = (told.high - told.low) / 2
     findings = (
@@ -230,7 +230,15 @@ def _judged(plan: Plan, told: ToldApart, control: _Control, curve: tuple[list[fl
             "allowed": allowed,
             **{f"weight of {name}": float(weight) for name, weight in zip(SIGNALS, control.weights, strict=True)},
         },
-        {"false alarms": curve[0], "found": curve[1]},
+        (
+            Plot(
+                "Members found, by the false alarms that one accepts",
+                "share of others taken for members",
+                "share of patients found whose images were trained on; on the diagonal, guessing",
+                {"attack": curve, "guessing": [(0.0, 0.0), (1.0, 1.0)]},
+            ),
+        ),
+        local=plan.data.source not in BUILT_IN,
     )
 
 
@@ -247,7 +255,8 @@ def _result(
     sentence: str,
     findings: tuple[Finding, ...],
     figures: dict[str, float],
-    series: dict[str, list[float]],
+    plots: tuple[Plot, ...] = (),
+    local: bool = False,
 ) -> AuditResult:
     return AuditResult(
         name="membership",
@@ -258,5 +267,6 @@ def _result(
         "nothing here; the guarantee, not these attacks, says what none can find.",
         findings=findings,
         figures=figures,
-        series=series,
+        plots=plots,
+        local=local,
     )

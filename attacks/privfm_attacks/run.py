@@ -30,7 +30,7 @@ from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
 __all__ = ["AUDITS", "FILE", "Audit", "Report", "Subject", "audit_run", "rehearse"]
 
-FILE = "audit.json"
+FILE, LOCAL = "audit.json", "hospitals/audit.json"
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,10 @@ class Report:
             for each in self.audits
             if each.verdict is Verdict.LEAK or (each.name == "ledgers" and each.verdict is Verdict.INCONCLUSIVE)
         )
+
+    def shareable(self) -> Report:
+        """What may leave the hospitals."""
+        return replace(self, audits=tuple(each.shareable() for each in self.audits))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -207,8 +211,20 @@ def audit_run(root: Path, only: Sequence[str] = (), *, quick: bool = False, obse
     plan, observer = begun_plan(run), observer or Observer()
     subject = Subject(plan, load_network(root, "start.safetensors"), run, quick, frozenset(only), observer)
     report = replace(_made(subject, [name for name in AUDITS if name in (only or AUDITS)]), notices=_notices(run))
-    write_atomic(root / FILE, json.dumps(report.to_json(), indent=2, allow_nan=False).encode())
+    _keep(report, root)
     return report
+
+
+def _keep(report: Report, root: Path) -> None:
+    """Write what may be shared into the run's folder, and the rest, if there is more, beside hospitals' own files."""
+    shared = report.shareable()
+    if shared != report:
+        write_atomic(root / LOCAL, _as_bytes(report), mode=0o600)
+    write_atomic(root / FILE, _as_bytes(shared))
+
+
+def _as_bytes(report: Report) -> bytes:
+    return json.dumps(report.to_json(), indent=2, allow_nan=False).encode()
 
 
 def rehearse(plan: Plan, only: Sequence[str] = (), *, quick: bool = False, observer: Observer | None = None) -> Report:

@@ -78,13 +78,10 @@ def _resampled(wins: Float[np.ndarray, "inside outside"], rng: np.random.Generat
 
 def roc(
     inside: Float[np.ndarray, " inside"], outside: Float[np.ndarray, " outside"], points: int = 100
-) -> tuple[list[float], list[float]]:
-    """Return false-alarm rates and the shares found at them, for a drawing."""
+) -> list[tuple[float, float]]:
+    """Return rates of false alarms with the shares found at them, for a drawing."""
     thresholds = np.quantile(np.concatenate([inside, outside]), np.linspace(1, 0, points))
-    return (
-        [float((outside >= threshold).mean()) for threshold in thresholds],
-        [float((inside >= threshold).mean()) for threshold in thresholds],
-    )
+    return [(float((outside >= each).mean()), float((inside >= each).mean())) for each in thresholds]
 
 
 def allowed_auc(events: Sequence[SampledGaussian]) -> float:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["AuditResult", "Finding", "Verdict"]
+import numpy as np
+from jaxtyping import Float
+
+__all__ = ["AuditResult", "Finding", "Picture", "Plot", "Verdict", "histogram"]
 
 
 class Verdict(StrEnum):
@@ -33,6 +37,42 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """Curves over one axis.
+
+    Args:
+        title: what is shown.
+        x_label: the axis.
+        summary: what to see in it, in a sentence.
+        curves: points by name.
+    """
+
+    title: str
+    x_label: str
+    summary: str
+    curves: dict[str, list[tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and what an attack made of it, as `data:` addresses of PNGs."""
+
+    name: str
+    original: str
+    rebuilt: str
+
+
+def histogram(samples: Mapping[str, Float[np.ndarray, " _"]], bins: int = 30) -> dict[str, list[tuple[float, float]]]:
+    """Return how many of each sample fall where, as outlines of bars over common bins."""
+    edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins)
+    outlines = {}
+    for name, values in samples.items():
+        counts = np.repeat(np.histogram(values, edges)[0], 2)
+        outlines[name] = [(float(x), float(y)) for x, y in zip(np.repeat(edges, 2)[1:-1], counts, strict=True)]
+    return outlines
+
+
+@dataclass(frozen=True)
 class AuditResult:
     """One audit's outcome.
 
@@ -44,7 +84,9 @@ class AuditResult:
         null_means: what finding nothing does not mean, in a sentence.
         findings: every check.
         figures: numbers, for programs.
-        series: rows of numbers, for drawings.
+        plots: what people would look at rather than read.
+        pictures: originals beside what an attack made of them; of nobody's images alone.
+        local: whether images of patients were read in the clear, so that figures stay at the hospital.
     """
 
     name: str
@@ -54,7 +96,16 @@ class AuditResult:
     null_means: str
     findings: tuple[Finding, ...]
     figures: dict[str, float] = field(default_factory=dict)
-    series: dict[str, list[float]] = field(default_factory=dict)
+    plots: tuple[Plot, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    local: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def shareable(self) -> AuditResult:
+        """What may leave the hospital: all of it, or of a local audit the verdict alone."""
+        if not self.local:
+            return self
+        sentence = "judged at the hospital, on patients' images; figures stay there, in hospitals/audit.json"
+        return replace(self, sentence=sentence, findings=(), figures={}, plots=(), pictures=())

@@ -24,6 +24,7 @@ __all__ = [
 WIDE, NARROW = 960, 470
 """Widths that show at their own size on a page of the report, so that words in charts are as large as elsewhere."""
 
+ROUND = "round"
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 40
 DIGIT, DIGITS_THAT_FIT = 8, 4
 LINE_HEIGHT = 260
@@ -57,7 +58,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its `points` attribute, and dots with the words that show when one points at them."""
+    """A curve: its `points` attribute, and over rounds dots with the words that show when one points at them."""
 
     name: str
     points: str
@@ -78,6 +79,7 @@ class LineChart:
     reference_at: float
     width: int
     left: int
+    x_label: str
     height: int = LINE_HEIGHT
     bottom: int = LINE_HEIGHT - BOTTOM
 
@@ -137,15 +139,16 @@ def ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
 
 
 def line_chart(
-    curves: Mapping[str, Sequence[tuple[int, float]]],
+    curves: Mapping[str, Sequence[tuple[int | float, float]]],
     *,
     title: str,
     summary: str,
+    x_label: str = ROUND,
     reference: Reference | None = None,
     from_zero: bool = False,
     width: int = NARROW,
 ) -> LineChart:
-    """Return the chart of `curves`, each a list of (round, value).
+    """Return the chart of `curves`, each a list of (round, value), or of points over another axis.
 
     Curves that lie on each other stay visible: the first is drawn widest, the last thinnest.
 
@@ -153,13 +156,16 @@ def line_chart(
         curves: at least one, with at least one point.
         title: for whoever cannot see it, with `summary`.
         summary: what the curves do, in a sentence.
+        x_label: what the axis across is; rounds are whole.
         reference: drawn as a dashed line.
         from_zero: whether the axis of values starts at 0.
         width: of the drawing, in pixels.
     """
     rounds = [float(x) for curve in curves.values() for x, _ in curve]
     values = [y for curve in curves.values() for _, y in curve] + ([] if reference is None else [reference.value])
-    x_values = _whole(ticks(min(rounds), max(rounds), 8))
+    x_values: Sequence[float] = ticks(min(rounds), max(rounds), 8)
+    if x_label == ROUND:
+        x_values = _whole(x_values)
     y_values = ticks(0.0 if from_zero else min(values), max(values))
     left = LEFT + DIGIT * max(0, max(len(f"{y:g}") for y in y_values) - DIGITS_THAT_FIT)
     x_axis = _Axis(min(rounds), max(rounds), float(left), float(width - RIGHT))
@@ -170,13 +176,14 @@ def line_chart(
         x_ticks=tuple(x_axis.tick(x) for x in x_values if min(rounds) <= x <= max(rounds)),
         y_ticks=tuple(y_axis.tick(y) for y in y_values),
         lines=tuple(
-            _line(name, curve, x_axis, y_axis, stroke)
+            _line(name, curve, x_axis, y_axis, stroke, x_label)
             for (name, curve), stroke in zip(curves.items(), _strokes(len(curves)), strict=True)
         ),
         reference=reference,
         reference_at=0.0 if reference is None else y_axis.at(reference.value),
         width=width,
         left=left,
+        x_label=x_label,
     )
 
 
@@ -220,9 +227,12 @@ class _Axis:
         return Tick(self.at(value), f"{value:g}")
 
 
-def _line(name: str, curve: Sequence[tuple[int, float]], x_axis: _Axis, y_axis: _Axis, stroke: float) -> Line:
-    dots = tuple((x_axis.at(float(x)), y_axis.at(y), f"{name}, round {x}: {y:.4g}") for x, y in curve)
-    return Line(name, " ".join(f"{x},{y}" for x, y, _ in dots), dots, stroke)
+def _line(
+    name: str, curve: Sequence[tuple[int | float, float]], x_axis: _Axis, y_axis: _Axis, stroke: float, x_label: str
+) -> Line:
+    dots = tuple((x_axis.at(float(x)), y_axis.at(y), f"{name}, {x_label} {x:.4g}: {y:.4g}") for x, y in curve)
+    points = " ".join(f"{x},{y}" for x, y, _ in dots)
+    return Line(name, points, dots if x_label == ROUND else (), stroke)
 
 
 def _strokes(count: int) -> list[float]:

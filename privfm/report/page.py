@@ -17,6 +17,7 @@ from privfm.federation.records import Interval, ProbeComparison, PublicLoss
 from privfm.files import write_atomic
 from privfm.objectives import Reconstructs, get_objective
 from privfm.plan import Plan
+from privfm.report.audits import AuditsShown, read_audits
 from privfm.report.charts import WIDE, BarChart, LineChart, Reference, bar_chart, line_chart
 from privfm.report.reconstructions import Reconstruction, reconstruct_public_images
 from privfm.report.run_directory import RunDirectory, read_run
@@ -48,11 +49,12 @@ def write_report(directory: Path) -> Path:
     run = read_run(directory)
     pictures = reconstruct_public_images(directory) if (directory / NETWORK).exists() else ()
     path = directory / REPORT
-    write_atomic(path, render_report(run, pictures).encode())
+    audits = read_audits(directory / "audit.json")
+    write_atomic(path, render_report(run, pictures, audits).encode())
     return path
 
 
-def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...]) -> str:
+def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...], audits: AuditsShown | None = None) -> str:
     """Return the page as HTML."""
     environment = Environment(
         loader=PackageLoader("privfm.report"),
@@ -82,6 +84,7 @@ def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...]) -> st
         reconstructions=pictures,
         hidden_share=_hidden_share(run.plan),
         statement=run.statement.sections() if run.statement else (),
+        audits=audits,
     )
 
 

@@ -1,0 +1,75 @@
+"""The page tells what audits found, and believes nothing of audit.json that an audit would not write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_run import make_run
+
+from privfm.errors import RunError
+from privfm.report import write_report
+from privfm.report.audits import read_audits
+
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+def audit(**changed: Any) -> dict[str, Any]:
+    return {
+        "name": "canaries",
+        "verdict": "LEAK",
+        "sentence": "at least epsilon = 9 <b>",
+        "attacker": "one who sees sums",
+        "null_means": "It shows no more.",
+        "findings": [{"check": "bound within the claim", "passed": False, "detail": "9 of 8"}],
+        "figures": {"bound": 9.0},
+        "plots": [{"title": "Scores", "x_label": "score", "summary": "apart", "curves": {"in": [[0.5, 1], [0.7, 2]]}}],
+        "pictures": [{"name": "best", "original": PIXEL, "rebuilt": PIXEL}],
+        "local": False,
+    } | changed
+
+
+def page(tmp_path: Path, *audits: dict[str, Any]) -> str:
+    run = make_run(tmp_path / "run")
+    (run / "audit.json").write_text(json.dumps({"audits": audits, "left_out": ["half of the views"]}))
+    return write_report(run).read_text()
+
+
+def test_the_page_tells_verdicts_checks_plots_and_pictures(tmp_path: Path) -> None:
+    html = page(tmp_path, audit())
+    assert "What attacks found" in html
+    assert "FAILED bound within the claim: 9 of 8" in html
+    assert "at least epsilon = 9 &lt;b&gt;" in html
+    assert 'text-anchor="middle">score</text>' in html
+    assert html.count(PIXEL) == 2
+    assert "Left out for want of time: half of the views." in html
+
+
+def test_without_audits_there_is_no_section(tmp_path: Path) -> None:
+    assert "What attacks found" not in write_report(make_run(tmp_path / "run")).read_text()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"pictures": [{"name": "x", "original": "https://elsewhere/x.png", "rebuilt": PIXEL}]},
+        {"pictures": [{"name": "x", "original": PIXEL + '" onerror="alert(1)', "rebuilt": PIXEL}]},
+        {"plots": [{"title": "x", "x_label": "y", "summary": "z", "curves": {}}]},
+        {"plots": [{"title": "x", "x_label": "y", "summary": "z", "curves": {"a": [["one", 2]]}}]},
+        {"findings": "none"},
+        {"verdict": None},
+    ],
+    ids=["elsewhere", "attribute", "no curves", "no number", "no findings", "no verdict"],
+)
+def test_what_no_audit_writes_is_refused_in_a_line(tmp_path: Path, damaged: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=r"audit\.json: not what an audit writes"):
+        page(tmp_path, audit(**damaged))
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privfm.report.audits.MOST_BYTES", 10)
+    (tmp_path / "audit.json").write_text(json.dumps({"audits": [audit()]}))
+    with pytest.raises(RunError, match="run privfm audit again"):
+        read_audits(tmp_path / "audit.json")
