@@ -125,7 +125,18 @@ class Account:
 
     def highest_seen(self, peer: str) -> int:
         """The highest counter that a peer showed; 0 for a stranger."""
-        return self._spending.peers.get(peer, (0, b""))[0]
+        return self.last_seen(peer)[0]
+
+    def last_seen(self, peer: str) -> tuple[int, bytes]:
+        """The same with the head of the peer's ledger at that counter, 32 bytes; empty for a stranger."""
+        return self._spending.peers.get(peer, (0, b""))
+
+    def lacks(self, counter: int, head: bytes) -> bool:
+        """Whether a head that this ledger showed at `counter` is in it no longer, and no recovery made up for that.
+
+        A chain can be written anew from its first entry on; what peers remember of the old one cannot.
+        """
+        return head not in self._spending.heads and counter > self._spending.recovered_to
 
     def lost_rounds(self, counter: int) -> int:
         """How many rounds may have been released that are not on record, when a peer saw `counter` of this ledger."""

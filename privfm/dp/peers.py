@@ -9,7 +9,7 @@ from typing import TypeVar
 from privfm.dp.ledger import Ledger
 from privfm.errors import VerificationError
 
-__all__ = ["check_peers"]
+__all__ = ["check_peers", "check_seen"]
 
 Key = TypeVar("Key")
 
@@ -20,24 +20,38 @@ def check_peers(ledgers: Sequence[Ledger]) -> None:
     * A ledger lies under its own hospital's name, and a hospital has one.
     * Hospitals that took part in a run declared the same plan, rounds and retries of it, and the same privacy.
     * A round that two released has one transcript, and a run's end left the same with both.
-    * No ledger is older than a peer saw it.
+    * No ledger is older than a peer saw it, and what a peer saw is still in it.
+
+    A run may be going on meanwhile: ledgers are read again once it is known what their peers saw.
     """
     for ledger in ledgers:
         if ledger.path.stem != ledger.hospital:
             raise VerificationError(
                 f"{ledger.path}: is the ledger of {ledger.hospital}; give it back its name, {ledger.hospital}.sqlite"
             )
-    for one, other in permutations(ledgers, 2):
-        _check_seen(one, other)
+    seen = {(one, other): other.last_seen(one.hospital) for one, other in permutations(ledgers, 2)}
+    for ledger in ledgers:
+        ledger.verify()
+    for (one, other), mark in seen.items():
+        check_seen(one, other.hospital, *mark, run="RUN")
         _check_runs(one, other)
 
 
-def _check_seen(ledger: Ledger, peer: Ledger) -> None:
-    seen = peer.highest_seen(ledger.hospital)
-    if ledger.counter < seen:
+def check_seen(ledger: Ledger, peer: str, counter: int, head: bytes, *, run: str) -> None:
+    """Raise VerificationError when a ledger is not, or no longer, the one that a peer saw at `counter`.
+
+    Args:
+        run: what to recover, for the message.
+    """
+    if ledger.counter < counter:
         raise VerificationError(
-            f"{ledger.path}: stands at counter {ledger.counter}, and {peer.hospital} saw {seen}; it came from a "
-            f"backup; charge what it lost with: privfm budget recover RUN {ledger.hospital}"
+            f"{ledger.path}: stands at counter {ledger.counter}, and {peer} saw {counter}; it came from a backup; "
+            f"charge what it lost with: privfm budget recover {run} {ledger.hospital}"
+        )
+    if ledger.lacks(counter, head):
+        raise VerificationError(
+            f"{ledger.path}: lacks an entry that {peer} saw at counter {counter}; it was written anew, or went on from "
+            "a backup; put the right one back"
         )
 
 

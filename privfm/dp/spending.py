@@ -150,6 +150,8 @@ class Spending:
         self.adjacency = ""
         self.created: dict[str, Any] = {}
         self.as_of = ""
+        self.heads: set[bytes] = set()  # hash of every entry
+        self.recovered_to = 0  # the counter that the newest recovery went on to
         self._fates: dict[int, _Fate] = {}  # by the charge's sequence
         for entry in entries:
             self.apply(entry)
@@ -176,6 +178,7 @@ class Spending:
         try:
             steps[entry.kind](entry)
             self.as_of = str(entry.body["at"])
+            self.heads.add(entry.hash)
         except (KeyError, TypeError, ValueError) as error:
             raise LedgerError(f"ledger entry {entry.sequence} ({entry.kind}) is not understood: {error!r}") from None
 
@@ -264,7 +267,7 @@ class Spending:
         for run, rounds in lost.items():
             self.runs[run].recovered += rounds
         self._counter(entry)
-        self.charged_at = self.counter
+        self.charged_at = self.recovered_to = self.counter
 
     def _cap(self, entry: Entry) -> None:
         self.cap = RdpFilter.from_json(entry.body["cap"])

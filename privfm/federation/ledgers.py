@@ -107,16 +107,24 @@ def _check_unit(ledger: Ledger, plan: Plan) -> None:
 
 
 def _check_not_older(directory: RunDirectory, name: str, there: Mapping[str, Ledger]) -> None:
-    """Raise LedgerError when peers saw a ledger further on than it is; they would refuse it in the first round."""
+    """Raise LedgerError when peers saw a ledger further on than it is, or with what it lacks.
+
+    In the first round they would refuse the one; of the other they would remember the new history only.
+    """
     path, own = directory.ledger(name), there.get(name)
     for peer, ledger in there.items():
-        seen = 0 if peer == name else ledger.highest_seen(name)
+        seen, head = (0, b"") if peer == name else ledger.last_seen(name)
         if own is None and seen:
             raise LedgerError(f"{path}: no such ledger, but {peer} saw it at counter {seen}; restore it from a backup")
         if own is not None and own.counter < seen:
             raise LedgerError(
                 f"{path}: stands at counter {own.counter}, and {peer} saw {seen}; it came from a backup; charge what "
                 f"it lost with: privfm budget recover RUN {name}, RUN being the newest run that it was in"
+            )
+        if own is not None and own.lacks(seen, head):
+            raise LedgerError(
+                f"{path}: lacks an entry that {peer} saw at counter {seen}; it was written anew, or went on from a "
+                "backup; put the right one back"
             )
 
 

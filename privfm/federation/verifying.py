@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from privfm.dp.accounting import epsilon
 from privfm.dp.events import compose
 from privfm.dp.ledger import Ledger
+from privfm.dp.peers import check_seen
 from privfm.errors import VerificationError
 from privfm.federation.directory import RunDirectory, RunFacts, begun_plan
 from privfm.federation.leaving import check_leaving
@@ -29,10 +30,11 @@ def verify_run(directory: RunDirectory, only: str | None = None) -> dict[str, in
 
     The plan is the one that was begun with, in every ledger too; whoever is in a round's sum has charged it, for the
     model that the round started from; what a ledger released is on record, with the same transcript; spending never
-    went down; no peer saw a ledger further on than it is; and once the run is over, its files are those whose hashes
-    the ledgers kept. The last round has no transcript in ledgers before the next begins or the run ends. A hospital
-    that fell silent after a repeated attempt was agreed on may have kept the first attempt's transcript, which is told
-    too. What the run leaves beside that is checked where all ledgers are looked at: see `check_leaving`.
+    went down; no peer saw a ledger further on than it is, or with an entry that it has no longer; and once the run is
+    over, its files are those whose hashes the ledgers kept. The last round has no transcript in ledgers before the next
+    begins or the run ends. A hospital that fell silent after a repeated attempt was agreed on may have kept the first
+    attempt's transcript, which is told too. What the run leaves beside that is checked where all ledgers are looked at:
+    see `check_leaving`.
 
     A run that is going on can be verified: what is written meanwhile is no mismatch.
 
@@ -64,12 +66,17 @@ def verify_run(directory: RunDirectory, only: str | None = None) -> dict[str, in
 
 
 def _check_ledger(
-    ledger: Ledger, directory: RunDirectory, plan: Plan, records: Sequence[RoundRecord], seen: Mapping[str, int]
+    ledger: Ledger,
+    directory: RunDirectory,
+    plan: Plan,
+    records: Sequence[RoundRecord],
+    seen: Mapping[str, tuple[int, bytes]],
 ) -> int:
     """Return how many transcripts match."""
     facts = directory.facts()
     _check_declared(ledger, plan, plan.hospital(HospitalId(ledger.hospital)), facts)
-    _check_counter(ledger, seen, directory)
+    for peer, mark in seen.items():
+        check_seen(ledger, peer, *mark, run=str(directory.root))
     _check_charged(ledger, plan, facts.run, records)
     _check_released(ledger, facts.run, _finished(directory))
     matched = _matching(ledger, facts.run, records, directory)
@@ -107,13 +114,13 @@ def _check_never_less(records: Sequence[RoundRecord], directory: RunDirectory) -
                 )
 
 
-def _seen(directory: RunDirectory, names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Return for every hospital which counter each peer saw of it at most."""
-    seen: dict[str, dict[str, int]] = {}
+def _seen(directory: RunDirectory, names: Iterable[str]) -> dict[str, dict[str, tuple[int, bytes]]]:
+    """Return for every hospital which counter each peer saw of it at most, and its ledger's head then."""
+    seen: dict[str, dict[str, tuple[int, bytes]]] = {}
     for peer in names:
         with Ledger.open(directory.ledger(peer), peer, read_only=True) as ledger:
             for name in ledger.peers_seen():
-                seen.setdefault(name, {})[peer] = ledger.highest_seen(name)
+                seen.setdefault(name, {})[peer] = ledger.last_seen(name)
     return seen
 
 
@@ -138,15 +145,6 @@ def _check_charged(ledger: Ledger, plan: Plan, run: str, records: Sequence[Round
             f"{ledger.path}: has charged epsilon {spent:.3f} to this run, which had spent {on_record:.3f} by round "
             f"{records[-1].round}; it came from a backup"
         )
-
-
-def _check_counter(ledger: Ledger, seen: Mapping[str, int], directory: RunDirectory) -> None:
-    for peer, counter in seen.items():
-        if counter > ledger.counter:
-            raise VerificationError(
-                f"{ledger.path}: stands at counter {ledger.counter}, and {peer} saw {counter}; it came from a backup; "
-                f"charge what it lost with: privfm budget recover {directory.root} {ledger.hospital}"
-            )
 
 
 def _check_released(ledger: Ledger, run: str, records: Sequence[RoundRecord]) -> None:

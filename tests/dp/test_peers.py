@@ -64,6 +64,36 @@ def test_a_ledger_that_is_older_than_a_peer_saw_it_is_told(tmp_path: Path) -> No
     assert "north.sqlite: stands at counter 1, and south saw 7; it came from a backup" in complaint(north, south)
 
 
+def test_a_ledger_that_was_written_anew_is_told(tmp_path: Path) -> None:
+    """A chain holds again once all of it is written anew, with as many counters and without what it had charged."""
+    north, south = make(tmp_path, "north"), make(tmp_path, "south")
+    south.remember_peers({"north": (north.counter, north.head())})
+    check_peers([north, south])
+    north.shut()
+    north.path.unlink()
+    anew = Ledger.create(tmp_path / "north.sqlite", "north")
+    anew.next_counter()
+    assert "north.sqlite: lacks an entry that south saw at counter 1; it was written anew" in complaint(anew, south)
+
+
+def test_a_ledger_that_lost_what_a_peer_saw_and_recovered_goes_with_it(tmp_path: Path) -> None:
+    with make(tmp_path, "north") as north, make(tmp_path, "south") as south:
+        south.remember_peers({"north": (7, bytes(32))})
+        north.recover("run", 7)
+        check_peers([north, south])
+
+
+def test_a_run_that_goes_on_meanwhile_is_no_mismatch(tmp_path: Path) -> None:
+    with (
+        make(tmp_path, "north") as north,
+        make(tmp_path, "south") as south,
+        Ledger.open(north.path, read_only=True) as read_before,
+    ):
+        north.next_counter()
+        south.remember_peers({"north": (north.counter, north.head())})
+        check_peers([read_before, south])
+
+
 def test_a_ledger_under_another_hospitals_name_is_told(tmp_path: Path) -> None:
     make(tmp_path, "north").shut()
     (tmp_path / "north.sqlite").rename(tmp_path / "south.sqlite")

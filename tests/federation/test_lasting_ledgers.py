@@ -9,9 +9,10 @@ import pytest
 
 from privfm.dp.account import EPOCH
 from privfm.dp.accounting import epsilon
+from privfm.dp.chain import ChainFile
 from privfm.dp.filter import RdpFilter
 from privfm.dp.ledger import Ledger
-from privfm.errors import BudgetExceeded, InputError, LedgerError
+from privfm.errors import BudgetExceeded, InputError, LedgerError, VerificationError
 from privfm.federation.directory import RunDirectory
 from privfm.federation.observer import Observer
 from privfm.federation.records import RoundRecord, RunResult
@@ -196,3 +197,31 @@ def test_a_guarantee_for_readers_of_one_runs_sums_ends_with_the_next_run(
     assert state_run(first).final_model is not None
     second = RunDirectory(run(plan, folder, "second").out)
     assert state_run(first).final_model is state_run(second).final_model is None
+
+
+def written_anew(path: Path, without: str) -> None:
+    """A ledger whose chain holds again after a run was taken out of it, with as many counters as before."""
+    chain, entries = ChainFile.open(path, read_only=True)
+    chain.shut()
+    path.unlink()
+    ChainFile.create(path, entries[0].body)
+    chain, numbers = ChainFile.open(path)[0], {0: 0}
+    for entry in entries[1:]:
+        if entry.body.get("run") != without and entry.body.get("charge", 0) in numbers:
+            numbers[entry.sequence] = chain.length
+            charge = {"charge": numbers[entry.body["charge"]]} if "charge" in entry.body else {}
+            chain.append(entry.kind, entry.body | charge)
+    chain.shut()
+
+
+def test_a_run_that_was_taken_out_of_a_ledger_is_told(plan: Plan, folder: Path) -> None:
+    """Its chain holds, and it says of the other run what it always did; but its peers saw another one."""
+    first = RunDirectory.existing(run(plan, folder, "first").out).facts().run
+    second = RunDirectory.existing(run(plan, folder, "second").out)
+    written_anew(folder / "hospital-1.sqlite", without=first)
+    with Ledger.open(folder / "hospital-1.sqlite", "hospital-1", read_only=True) as ledger:
+        assert [record.declaration.run for record in ledger.runs()] == [second.facts().run]
+    with pytest.raises(VerificationError, match=r"hospital-1\.sqlite: lacks an entry that hospital-\d saw"):
+        verify_run(second, "hospital-1")
+    with pytest.raises(LedgerError, match=r"hospital-1\.sqlite: lacks an entry that hospital-2 saw"):
+        run(plan, folder, "third")
