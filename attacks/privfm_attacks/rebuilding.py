@@ -23,7 +23,7 @@ from privfm_attacks.identification import noisy_step, share_interval
 from privfm_attacks.inversion import invert, psnr, solve_patches
 from privfm_attacks.target import Gallery, Target, embeddings
 
-__all__ = ["Closed", "Iterated", "Rebuilt", "Way"]
+__all__ = ["NULLS", "Closed", "Iterated", "Rebuilt", "Way", "mean_release"]
 
 MOST_HOSPITALS, MOST_STEPS = 10, 8
 NULLS = 19
@@ -54,6 +54,13 @@ class Rebuilt:
     def baseline(self) -> float:
         """The guess's."""
         return psnr(self.average, self.original, self.where)
+
+    def pixels(self) -> tuple[Float[np.ndarray, "c h w"], Float[np.ndarray, "c h w"]]:
+        """Return both in [0, 1], from the original's darkest pixel to its brightest; what was hidden is its mean."""
+        darkest, brightest = self.original.min(), self.original.max()
+        both = (self.original, self.image * self.where)
+        first, second = (((one - darkest) / (brightest - darkest).clamp(min=1e-12)).clamp(0, 1) for one in both)
+        return first.numpy(), second.numpy()
 
 
 @dataclass(frozen=True)
@@ -87,10 +94,9 @@ class Way:
         hits = sum(one.psnr > one.baseline for one in self.rebuilt)
         return hits / len(self.rebuilt), *share_interval(hits, len(self.rebuilt), alpha)
 
-    def picked(self) -> tuple[Rebuilt, Rebuilt]:
-        """Return the best reconstruction, and one in the middle."""
-        ordered = sorted(self.rebuilt, key=lambda one: one.psnr)
-        return ordered[-1], ordered[len(ordered) // 2]
+    def typical(self) -> Rebuilt:
+        """Return a reconstruction in the middle."""
+        return sorted(self.rebuilt, key=lambda one: one.psnr)[len(self.rebuilt) // 2]
 
 
 class Closed:

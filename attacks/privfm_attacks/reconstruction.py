@@ -16,18 +16,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from privfm.dp.coins import InjectedCoins
 from privfm.federation.network import Learner, build_learner
 from privfm.federation.planning import mechanism_of
 from privfm.plan import HospitalPlan, OptimizerPlan, Plan
 from privfm_attacks.bench import distinct_hospitals
 from privfm_attacks.identification import CANDIDATES, Picked, share_interval
 from privfm_attacks.informed import CAUGHT, STEPS, Identified, check_network, identify, pick_by_network, told
-from privfm_attacks.rebuilding import Closed, Iterated, Rebuilt, Way
+from privfm_attacks.pictures import picture_of
+from privfm_attacks.rebuilding import NULLS, Closed, Iterated, Way
 from privfm_attacks.target import VULNERABLE, Gallery, small, vulnerable, without_closed_form
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
-__all__ = ["CLEAR", "CONFIDENCE", "Effort", "audit_reconstruction", "pictures_of"]
+__all__ = ["CLEAR", "CONFIDENCE", "Effort", "audit_reconstruction"]
 
 CONFIDENCE = 0.99
 """Of all that decides together."""
@@ -43,12 +43,14 @@ class Effort:
     Args:
         trials: of the informed adversary at each hospital, where the plan has few steps.
         images: rebuilt in each way without noise.
+        noised: images rebuilt with the plan's noise, where it has few steps; each is looked for among all candidates.
         iterated: images inverted by optimisation, with and without noise.
         iterations: for each.
     """
 
     trials: int = 1000
     images: int = 20
+    noised: int = CANDIDATES
     iterated: int = 4
     iterations: int = 300
 
@@ -69,6 +71,12 @@ class _Images:
     right: np.ndarray
     control: np.ndarray
 
+    @property
+    def shown(self) -> tuple[Way, ...]:
+        """Those of single images, and of the sum."""
+        return (*(way for way in self.ways if way.key != "patient"), self.noised)
+
+    @property
     def best_noised(self) -> float:
         """With the plan's noise, by either attack."""
         return max(way.best for way in (self.noised, *self.ways) if way.key in ("noised", "inversion_noised"))
@@ -100,38 +108,15 @@ def audit_reconstruction(plan: Plan, learner: Learner | None = None, effort: Eff
         "noise are safe: it shows that these attacks did no better than the guarantee allows, with the plan's noise.",
         findings=(*(each for one in found for each in one.findings), *checks, *_notes(images, learner)),
         figures=_figures(worst, images, real),
+        pictures=tuple(picture_of(way) for way in images.shown),
     )
-
-
-def pictures_of(plan: Plan) -> list[tuple[str, np.ndarray, np.ndarray, float]]:
-    """Return pictures for a report: of each way its name, an image, what was rebuilt of it, and the PSNR in dB.
-
-    Images are [c, h, w] in [0, 1]; patches that were hidden from the encoder are as bright as the image's mean. The
-    same plan gives the same pictures: noise comes from its public seed, on patients who are nobody.
-    """
-    target = vulnerable(plan)
-    gallery = Gallery.made(target.plan, CANDIDATES)
-    closed, few = Closed(target, gallery), range(9)
-    weakest = min(plan.hospitals, key=lambda hospital: hospital.noise_multiplier or 0.0)
-    coins = InjectedCoins(f"pictures {plan.seed}".encode())
-    noised, _ = closed.noised(mechanism_of(plan, weakest), few, plan.planned_steps, coins)
-    ways = (closed.one_image(few), *_of_steps(closed, plan, few), closed.secure_sum(plan, len(few)), noised)
-    shown = [(f"{way.name}, {which}", one) for way in ways for which, one in zip(_WHICH, way.picked(), strict=True)]
-    return [(name, *_pixels(gallery, one), one.psnr) for name, one in shown]
-
-
-_WHICH = ("best", "in the middle")
-
-
-def _pixels(gallery: Gallery, one: Rebuilt) -> tuple[np.ndarray, np.ndarray]:
-    return gallery.pixels(one.patient, one.original), gallery.pixels(one.patient, one.image * one.where)
 
 
 def _rebuild(plan: Plan, hospital: HospitalPlan, effort: Effort) -> _Images:
     mechanism, steps, target = mechanism_of(plan, hospital), plan.planned_steps, vulnerable(plan)
     gallery = Gallery.made(target.plan, CANDIDATES)
     closed, some = Closed(target, gallery), range(effort.images)
-    everybody = range(min(CANDIDATES, max(10, STEPS // 4 // steps)))
+    everybody = range(min(effort.noised, max(10, STEPS // 4 // steps)))
     noised, right = closed.noised(mechanism, everybody, steps)
     bare = replace(mechanism, noise_multiplier=1e-9, sample_rate=1.0)
     _, control = closed.noised(bare, everybody, min(steps, 2))
@@ -169,8 +154,8 @@ def _checks(images: _Images, weakest: Identified, alpha: float) -> Iterator[Find
     low, high = share_interval(hits, trials, alpha)
     yield Finding(
         "images under noise",
-        images.best_noised() < CLEAR,
-        f"at best {images.best_noised():.1f} dB on seen patches with the plan's noise; {CLEAR:g} dB would be a leak",
+        images.best_noised < CLEAR,
+        f"at best {images.best_noised:.1f} dB on seen patches with the plan's noise; {CLEAR:g} dB would be a leak",
     )
     yield Finding(
         "images told apart under noise",
@@ -222,6 +207,14 @@ def _notes(images: _Images, learner: Learner) -> Iterator[Finding]:
     )
 
 
+def _matched(hits: int, trials: int) -> str:
+    low, high = share_interval(hits, trials, 1 - CONFIDENCE)
+    return (
+        f"in {hits / trials:.0%} ({low:.0%} to {high:.0%}) of {trials} sums a member's image fits better than any of "
+        f"{NULLS} other sets'; by chance it would in {1 / (NULLS + 1):.0%}"
+    )
+
+
 def _figures(worst: Identified, images: _Images, real: Picked | None) -> dict[str, float]:
     low, high = worst.own.interval(worst.alpha)
     figures = {
@@ -243,5 +236,6 @@ def _figures(worst: Identified, images: _Images, real: Picked | None) -> dict[st
         figures["real_rate"] = real.rate
         figures["real_low"], figures["real_high"] = real.interval(worst.alpha)
     for way in (*images.ways, images.noised):
+        figures |= {} if way.matched is None else {f"matched_{way.key}": way.matched / len(way.rebuilt)}
         figures |= {f"psnr_{way.key}": way.median, f"best_{way.key}": way.best, f"average_{way.key}": way.baseline}
     return figures

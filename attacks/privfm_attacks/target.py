@@ -74,11 +74,6 @@ class Gallery:
         """Return all frames of a patient, standardised."""
         return standardise(self.frames[patient])
 
-    def pixels(self, patient: int, image: Float[Tensor, "c h w"]) -> Float[np.ndarray, "c h w"]:
-        """Return a standardised image with the brightness and contrast of the patient's first frame, in [0, 1]."""
-        deviation, mean = torch.std_mean(self.frames[patient, 0], correction=0)
-        return np.asarray((image * deviation + mean).clamp(0, 1).numpy())
-
 
 class Target:
     """A network, and all that the attacker knows of it: weights, objective, masks.
@@ -91,6 +86,7 @@ class Target:
         self.plan, self.learner = plan, build_learner(plan)
         self.learner.network.train()
         self.start = trained(self.learner.network)
+        self._masks: dict[int, Tensor] = {}
         self._parameters = [value for value in self.learner.network.parameters() if value.requires_grad]
 
     def gradient(
@@ -132,13 +128,16 @@ class Target:
 
     def seen(self, keys: Sequence[int]) -> Bool[Tensor, "c h w"]:
         """Return which pixels of a view the encoder sees in any of the steps with these keys; all, without masks."""
-        network, objective, plan = self.learner
-        shape = (plan.data.channels, plan.data.image_size, plan.data.image_size)
-        if not isinstance(objective, Reconstructs):
-            return torch.ones(shape, dtype=torch.bool)
-        blank = torch.ones(1, *shape)
-        masked = [objective.reconstruct(network, blank, np.random.default_rng(key))[0][0] for key in set(keys)]
-        return torch.stack(masked).amax(dim=0) > 0
+        return torch.stack([self._mask(key) for key in keys]).any(dim=0)
+
+    def _mask(self, key: int) -> Bool[Tensor, "c h w"]:
+        if key not in self._masks:
+            network, objective, plan = self.learner
+            blank = torch.ones(1, plan.data.channels, plan.data.image_size, plan.data.image_size)
+            if isinstance(objective, Reconstructs):
+                blank = objective.reconstruct(network, blank, np.random.default_rng(key))[0]
+            self._masks[key] = blank[0] > 0
+        return self._masks[key]
 
     def patches(self, image: Float[Tensor, "c h w"]) -> Float[Tensor, "patches pixels"]:
         return patchify(image[None], self._patch)[0]
