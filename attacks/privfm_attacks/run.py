@@ -25,6 +25,8 @@ from privfm_attacks.mechanism import audit_mechanism
 from privfm_attacks.membership import MembershipEffort, audit_membership
 from privfm_attacks.participation import Participation
 from privfm_attacks.property import audit_property
+from privfm_attacks.reconstruction import audit_reconstruction
+from privfm_attacks.reconstruction import Effort as ReconstructionEffort
 from privfm_attacks.transcript import audit_transcript
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
@@ -168,6 +170,12 @@ def _membership(subject: Subject) -> AuditResult:
     return audit_membership(learner, subject.learner, gather_cohort(plan), effort, subject.observer.progress)
 
 
+def _reconstruction(subject: Subject) -> AuditResult:
+    subject.learner.network.train()
+    effort = ReconstructionEffort(images=10, noised=50, iterated=0) if subject.quick else None
+    return audit_reconstruction(subject.plan, subject.learner, effort)
+
+
 AUDITS = {
     "mechanism": Audit(_mechanism, "does the code do what it declares, on units whose gradients are known", True, 20),
     "canaries": Audit(
@@ -181,6 +189,13 @@ AUDITS = {
         "membership: 150 patients in place of 400, half of the views, a shorter control",
     ),
     "property": Audit(_property, "which hospitals have a property, by the sums", True, 120),
+    "reconstruction": Audit(
+        _reconstruction,
+        "which patient is in the data, and what images can be had back from updates",
+        True,
+        30,
+        "reconstruction: gradient inversion, half of the images",
+    ),
     "transcript": Audit(
         lambda subject: audit_transcript(read_log(_run_of(subject))),
         "what the coordinator's own log gives away",
