@@ -27,7 +27,7 @@ from privfm_attacks.rebuilding import NULLS, Closed, Iterated, Way
 from privfm_attacks.target import VULNERABLE, Gallery, small, vulnerable, without_closed_form
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
-__all__ = ["CLEAR", "CONFIDENCE", "Effort", "audit_reconstruction"]
+__all__ = ["CLEAR", "CONFIDENCE", "ReconstructionEffort", "audit_reconstruction"]
 
 CONFIDENCE = 0.99
 """Of all that decides together."""
@@ -37,7 +37,7 @@ CLEAR = 30.0
 
 
 @dataclass(frozen=True)
-class Effort:
+class ReconstructionEffort:
     """How much is tried.
 
     Args:
@@ -82,14 +82,16 @@ class _Images:
         return max(way.best for way in (self.noised, *self.ways) if way.key in ("noised", "inversion_noised"))
 
 
-def audit_reconstruction(plan: Plan, learner: Learner | None = None, effort: Effort | None = None) -> AuditResult:
+def audit_reconstruction(
+    plan: Plan, learner: Learner | None = None, effort: ReconstructionEffort | None = None
+) -> AuditResult:
     """Return the audit of a complete plan.
 
     Args:
         learner: the run's network and objective at the start of training; by default with fresh weights.
         effort: less of it for tests.
     """
-    effort, learner = effort or Effort(), learner or build_learner(plan)
+    effort, learner = effort or ReconstructionEffort(), learner or build_learner(plan)
     equal = distinct_hospitals(plan)
     alpha = (1 - CONFIDENCE) / (len(equal) + 2)
     found = [identify(plan, hospital, effort.trials, alpha) for hospital in equal]
@@ -112,7 +114,7 @@ def audit_reconstruction(plan: Plan, learner: Learner | None = None, effort: Eff
     )
 
 
-def _rebuild(plan: Plan, hospital: HospitalPlan, effort: Effort) -> _Images:
+def _rebuild(plan: Plan, hospital: HospitalPlan, effort: ReconstructionEffort) -> _Images:
     mechanism, steps, target = mechanism_of(plan, hospital), plan.planned_steps, vulnerable(plan)
     gallery = Gallery.made(target.plan, CANDIDATES)
     closed, some = Closed(target, gallery), range(effort.images)
@@ -140,7 +142,7 @@ def _of_steps(closed: Closed, plan: Plan, patients: range) -> Iterator[Way]:
         yield closed.local_steps(patients, steps, own, augmented=False)
 
 
-def _inverted(plan: Plan, hospital: HospitalPlan, effort: Effort) -> Iterator[Way]:
+def _inverted(plan: Plan, hospital: HospitalPlan, effort: ReconstructionEffort) -> Iterator[Way]:
     if not effort.iterated:
         return
     target = small(plan)

@@ -25,8 +25,7 @@ from privfm_attacks.mechanism import audit_mechanism
 from privfm_attacks.membership import MembershipEffort, audit_membership
 from privfm_attacks.participation import Participation
 from privfm_attacks.property import audit_property
-from privfm_attacks.reconstruction import audit_reconstruction
-from privfm_attacks.reconstruction import Effort as ReconstructionEffort
+from privfm_attacks.reconstruction import ReconstructionEffort, audit_reconstruction
 from privfm_attacks.transcript import audit_transcript
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 

@@ -16,7 +16,7 @@ from privfm_attacks.identification import Picked
 from privfm_attacks.informed import Identified
 from privfm_attacks.pictures import picture_of
 from privfm_attacks.rebuilding import Rebuilt, Way
-from privfm_attacks.reconstruction import CLEAR, Effort, audit_reconstruction
+from privfm_attacks.reconstruction import CLEAR, ReconstructionEffort, audit_reconstruction
 from privfm_attacks.verdicts import AuditResult, Verdict
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from privfm.federation.planning import complete_plan
 from privfm.ids import HospitalId
 from privfm.plan import Plan, parse_plan
 
-QUICK = Effort(trials=300, images=4, noised=30, iterated=1, iterations=40)
+QUICK = ReconstructionEffort(trials=300, images=4, noised=30, iterated=1, iterations=40)
 
 
 @pytest.fixture(autouse=True)
