@@ -132,6 +132,16 @@ def test_steps_views_images_and_hospitals_each_leave_less() -> None:
     assert torch.equal(closed.target.start, build_start(closed.target))  # every update begins where the model does
 
 
+def test_sums_of_something_else_tell_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = closed_of()
+    generator = torch.Generator().manual_seed(0)
+    numbers = len(closed.target.start)
+    monkeypatch.setattr(closed.target, "gradient", lambda views, key: torch.randn(numbers, generator=generator))
+    summed = closed.secure_sum(plan_of(), 40)
+    assert summed.matched is not None
+    assert summed.matched <= 8  # by chance 2 of 40
+
+
 def build_start(target: Target) -> torch.Tensor:
     return torch.cat([value.detach().flatten() for value in target.learner.network.parameters() if value.requires_grad])
 
