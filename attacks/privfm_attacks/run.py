@@ -21,6 +21,7 @@ from privfm.files import write_atomic
 from privfm.plan import Plan
 from privfm_attacks.canaries import audit_canaries
 from privfm_attacks.coordinator_log import read_log
+from privfm_attacks.measuring import Effort
 from privfm_attacks.mechanism import audit_mechanism
 from privfm_attacks.membership import MembershipEffort, audit_membership
 from privfm_attacks.participation import Participation
@@ -150,10 +151,11 @@ def _verified(run: RunDirectory) -> tuple[Verdict, Finding]:
 
 
 def _property(subject: Subject) -> AuditResult:
-    if subject.run is None:
-        return audit_property(subject.plan)
-    sums = tuple(frozenset(record.survivors) for record in subject.run.records())
-    return audit_property(subject.plan, Participation(tuple(each.id for each in subject.plan.hospitals), sums))
+    effort, own = Effort(federations=10) if subject.quick else Effort(), None
+    if subject.run is not None:
+        sums = tuple(frozenset(record.survivors) for record in subject.run.records())
+        own = Participation(tuple(each.id for each in subject.plan.hospitals), sums)
+    return audit_property(subject.plan, own, effort)
 
 
 def _membership(subject: Subject) -> AuditResult:
@@ -164,7 +166,7 @@ def _membership(subject: Subject) -> AuditResult:
         )
     effort = MembershipEffort()
     if subject.quick:
-        effort = replace(effort, patients=150, images=2, draws=4, control_steps=1_500, control_seconds=75.0)
+        effort = replace(effort, patients=260, images=2, draws=4, control_steps=1_000, control_seconds=60.0)
     learner = load_network(run.root, "network.safetensors")
     return audit_membership(learner, subject.learner, gather_cohort(plan), effort, subject.observer.progress)
 
@@ -185,9 +187,15 @@ AUDITS = {
         "who was trained on, by the encoder alone",
         False,
         180,
-        "membership: 150 patients in place of 400, half of the views, a shorter control",
+        "membership: 260 patients in place of 400, half of their images and views, a shorter control",
     ),
-    "property": Audit(_property, "which hospitals have a property, by the sums", True, 120),
+    "property": Audit(
+        _property,
+        "which hospitals have a property, by the sums",
+        True,
+        120,
+        "property: 10 federations in place of 20",
+    ),
     "reconstruction": Audit(
         _reconstruction,
         "which patient is in the data, and what images can be had back from updates",
