@@ -119,6 +119,7 @@ class ClippingEngine:
         self._units = self._within = 0
         self._parameters = _trainable(network)
         self._sums: list[Tensor] = []  # one a parameter, once something was added
+        self._whole = True
 
     def add(self, losses: Callable[[], Float[Tensor, " units"]], units: int, counted: int | None = None) -> None:
         """Add the clipped gradients of `units` units, never split over two calls. A non-finite one counts as zero.
@@ -126,13 +127,18 @@ class ClippingEngine:
         Args:
             counted: how many of them, the first, are added; the others only make up the number, because arithmetic may
                 depend on it, and one unit more must not change what the others add.
+
+        Raises:
+            RuntimeError: an earlier call was cut short, so that some of its units were added in part.
         """
+        self._check_whole()
         if not units:
             return
         shares = unit_shares(self._network, lambda: self._in_precision(losses), units)
         norms, doubtful = _norms(shares, self._clip_norm)
         real = torch.arange(units, device=norms.device) < (units if counted is None else counted)
         finite = norms < LARGEST
+        self._whole = False
         self._units += int(real.sum())
         self._within += int((real & (norms <= self._clip_norm)).sum())
         if not bool(finite.all()):
@@ -142,9 +148,19 @@ class ClippingEngine:
         while shares:  # each is let go of once it is added, for they are as large as the activations
             part = _weighted_sum(shares.pop(0), factors, doubtful)
             self._sums.append(before.pop(0).add_(part) if before else part)
+        self._whole = True
+
+    def _check_whole(self) -> None:
+        if not self._whole:
+            raise RuntimeError("a batch was added in part only; begin the step again with a new engine")
 
     def finish(self) -> ClippedSum:
-        """Return the sum so far and start anew; zero when nothing was added, as for an empty draw."""
+        """Return the sum so far and start anew; zero when nothing was added, as for an empty draw.
+
+        Raises:
+            RuntimeError: a batch was added in part.
+        """
+        self._check_whole()
         sums = self._sums or [torch.zeros_like(parameter).flatten() for parameter in self._parameters]
         done = ClippedSum(torch.cat(sums).detach(), self._clip_norm, self._units, self._within)
         self._sums, self._units, self._within = [], 0, 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -33,7 +33,7 @@ class UnitBatch:
     def filled_up(
         cls, views: Float[Tensor, "drawn views c h w"], rngs: list[np.random.Generator], size: int
     ) -> UnitBatch:
-        """The batch of drawn units, made up to `size` with blank ones."""
+        """The batch of drawn units, made up to `size` with blank ones: to be done before views are even made."""
         blank = size - len(rngs)
         blanks = [np.random.default_rng(0) for _ in range(blank)]
         return cls(torch.cat([views, views.new_zeros(blank, *views.shape[1:])]), [*rngs, *blanks], len(rngs))
@@ -96,8 +96,8 @@ class UnitSource:
             picked = np.concatenate([self._pick(unit, rng) for unit, rng in zip(chosen, rngs, strict=True)])
             pixels = torch.from_numpy(self._images.load(picked)).to(self._device)
             grouped = pixels.reshape(len(chosen), self._images_per_unit, *pixels.shape[1:])
-            views = standardise(make_unit_views(grouped, self._views, rngs))
-            yield UnitBatch.filled_up(views, rngs, self._micro_batch)
+            batch = UnitBatch.filled_up(grouped, rngs, self._micro_batch)  # before anything is computed of them
+            yield replace(batch, views=standardise(make_unit_views(batch.views, self._views, batch.rngs)))
 
     def _pick(self, unit: int, rng: np.random.Generator) -> Int64[np.ndarray, " images"]:
         mine, wanted = self._of_unit[unit], self._images_per_unit

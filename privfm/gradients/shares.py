@@ -88,9 +88,15 @@ class Factors:
         return (_by_group(outputs).mT @ _by_group(inputs)).flatten()
 
     def rows(self, chosen: Bool[Tensor, " units"] | None = None) -> Rows:
-        """Written out, for the chosen units."""
-        inputs, outputs = (self.inputs, self.outputs) if chosen is None else (self.inputs[chosen], self.outputs[chosen])
-        return Rows((outputs.mT @ inputs).flatten(1))
+        """Written out, for all units together or the chosen ones each by itself.
+
+        How many are chosen depends on other units, and how a batch of products is rounded may depend on how many it
+        has: what one unit adds must not.
+        """
+        if chosen is None:
+            return Rows((self.outputs.mT @ self.inputs).flatten(1))
+        alone = ([unit] for unit in chosen.nonzero().flatten().tolist())
+        return Rows(torch.cat([(self.outputs[unit].mT @ self.inputs[unit]).flatten(1) for unit in alone]))
 
     def only(self, finite: Tensor) -> Factors:
         """The same with every other unit's inputs and outputs zero: 0 * NaN would be NaN."""

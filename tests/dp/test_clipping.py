@@ -1,14 +1,16 @@
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from privfm.dp.clipping import ClippingEngine, check_clippable, gradient_norms
 from privfm.errors import ModelError
-from privfm.gradients import Factors, unit_shares
+from privfm.gradients import Factors, Rows, unit_shares
 
 VIEWS = 3
 
@@ -316,3 +318,53 @@ def test_gradients_that_go_to_another_unit_are_noticed() -> None:
     network, x = Swapped(), batch(2)
     with pytest.raises(ModelError, match="another's"):
         check_clippable(network, lambda: unit_losses(network, x), 2)
+
+
+class RoundedBySize(TorchFunctionMode):
+    """A library that rounds a batch of products by how many it has, as those of GPUs do."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in (torch.matmul, Tensor.matmul, Tensor.__matmul__) or result.dim() != 4:
+            return result
+        noise = torch.randn(result.shape[1:], generator=torch.Generator().manual_seed(len(result)))
+        return result + 1e-7 * noise * (args[0].abs() @ args[1].abs())
+
+
+def test_a_unit_that_cancels_adds_the_same_whoever_else_does() -> None:
+    """What is left of such a unit is rounding, which must not depend on how many others are written out beside it."""
+    network, generator = nn.Linear(64, 64, bias=False), torch.Generator().manual_seed(0)
+    seen = 1e9 * torch.randn(8, 1, 64, generator=generator) + torch.randn(8, 4, 64, generator=generator)
+    pulls = torch.randn(8, 4, 64, generator=generator)
+    pulls -= pulls.mean(dim=1, keepdim=True)
+
+    def summed(units: int) -> Tensor:
+        """Of the first ones, the others being blank."""
+        real = (torch.arange(8) < units)[:, None, None]
+        engine = ClippingEngine(network, 1.0)
+        with RoundedBySize():
+            engine.add(lambda: (network(seen * real) * pulls * real).sum(dim=(1, 2)), 8, counted=units)
+        return engine.finish().vector
+
+    assert 0.99 < float((summed(7) - summed(6)).norm()) <= 1 + 1e-3
+
+
+def test_an_engine_that_was_cut_short_releases_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some weights have the batch by then and others not: added again, a unit would count twice in the former."""
+    network, x, sums = nn.Linear(6, 4), batch(5), Rows.weighted_sum
+    engine = ClippingEngine(network, 0.1)
+    engine.add(lambda: unit_losses(network, x[: 2 * VIEWS]), 2)
+
+    def full(self: Rows, factors: Tensor) -> Tensor:
+        if self.values.shape[1] == network.bias.numel():
+            raise MemoryError
+        return sums(self, factors)
+
+    monkeypatch.setattr(Rows, "weighted_sum", full)
+    with pytest.raises(MemoryError):
+        engine.add(lambda: unit_losses(network, x), 5)
+    monkeypatch.setattr(Rows, "weighted_sum", sums)
+    with pytest.raises(RuntimeError, match="in part only"):
+        engine.add(lambda: unit_losses(network, x), 5)
+    with pytest.raises(RuntimeError, match="in part only"):
+        engine.finish()

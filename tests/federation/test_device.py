@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from privfm.data import load_images
 from privfm.errors import PlanError
-from privfm.federation import device
+from privfm.federation import device, unit_batches
 from privfm.federation.device import micro_batch_of, pick_device, units_at_a_time
 from privfm.federation.network import build_learner
 from privfm.federation.planning import complete_plan
@@ -66,6 +67,26 @@ def test_batches_have_one_public_size(tiny_plan: Callable[..., Plan]) -> None:
     (batch,) = source.batches(np.arange(3), lambda unit: np.random.default_rng(0))
     assert not batch.views[3].any()
     assert len(batch.rngs) == 4
+
+
+def test_views_are_made_of_one_public_number_of_units_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean over one large image alone is added up in another order than over two: it shows in the last bit."""
+    images, sizes = load_images("phantom", image_size=16, patients=9), []
+    made, scaled = unit_batches.make_unit_views, unit_batches.standardise
+
+    def make(pixels: Tensor, *rest: Any) -> Tensor:
+        sizes.append(len(pixels))
+        return made(pixels, *rest)
+
+    def standardise(views: Tensor) -> Tensor:
+        sizes.append(len(views))
+        return scaled(views)
+
+    monkeypatch.setattr(unit_batches, "make_unit_views", make)
+    monkeypatch.setattr(unit_batches, "standardise", standardise)
+    source = UnitSource(images, images_per_unit=1, views=1, micro_batch=4, device=CPU)
+    assert [batch.count for batch in source.batches(np.arange(5), lambda unit: np.random.default_rng(0))] == [4, 1]
+    assert set(sizes) == {4}
 
 
 def test_a_micro_batch_is_a_quarter_of_what_a_step_expects(tiny_plan: Callable[..., Plan]) -> None:
