@@ -36,6 +36,7 @@ __all__ = [
     "noisy_step",
     "pick_on_bench",
     "pick_real",
+    "rate_allowed",
     "reconstruction_bound",
     "share_interval",
 ]
@@ -85,24 +86,28 @@ def share_interval(hits: int, trials: int, alpha: float) -> tuple[float, float]:
     return low, high
 
 
+def rate_allowed(event: SampledGaussian, epsilon: float, candidates: int = CANDIDATES) -> float:
+    """Return e^epsilon / N + delta(epsilon): no rate of right names can be higher, whichever epsilon is taken.
+
+    >>> round(rate_allowed(SampledGaussian(1.0, 1e6, 1), 0.0), 6)
+    0.01
+    """
+    return min(1.0, math.exp(epsilon) / candidates + delta_for([event], epsilon))
+
+
 def reconstruction_bound(event: SampledGaussian, candidates: int = CANDIDATES) -> float:
-    """Return the most often that anybody can name the right one of `candidates`: min of e^epsilon / N + delta(epsilon).
+    """Return the most often that anybody can name the right one of `candidates`: `rate_allowed` at the best epsilon.
 
     Every epsilon bounds the rate, so a minimum that is found roughly is a bound as well.
 
     >>> round(reconstruction_bound(SampledGaussian(1.0, 0.5, 1)), 3)  # Gaussian: Phi(2 - Phi^-1(0.99))
     0.373
-    >>> reconstruction_bound(SampledGaussian(1.0, 1e6, 1)) < 0.0101
-    True
     """
-
-    def rate(epsilon: float) -> float:
-        return math.exp(epsilon) / candidates + delta_for([event], epsilon)
-
+    limits, width = (0.0, math.log(candidates)), {"xatol": 1e-3}
     found = optimize.minimize_scalar(
-        rate, bounds=(0.0, math.log(candidates)), method="bounded", options={"xatol": 1e-3}
+        lambda epsilon: rate_allowed(event, epsilon, candidates), bounds=limits, method="bounded", options=width
     )
-    return min(1.0, rate(0.0), float(found.fun))
+    return min(rate_allowed(event, 0.0, candidates), float(found.fun))
 
 
 def highest_rate(event: SampledGaussian, candidates: int = CANDIDATES) -> float:

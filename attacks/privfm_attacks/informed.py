@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from privfm.federation.network import Learner
 from privfm.federation.planning import mechanism_of
@@ -17,11 +20,12 @@ from privfm_attacks.identification import (
     highest_rate,
     pick_on_bench,
     pick_real,
+    rate_allowed,
     reconstruction_bound,
 )
-from privfm_attacks.verdicts import Finding
+from privfm_attacks.verdicts import Finding, Plot
 
-__all__ = ["CAUGHT", "STEPS", "Identified", "check_network", "identify", "pick_by_network", "told"]
+__all__ = ["CAUGHT", "STEPS", "Identified", "check_network", "identify", "pick_by_network", "plot_of", "told"]
 
 CAUGHT = 0.95
 """Share of trials at which an attack has succeeded."""
@@ -112,6 +116,20 @@ def identify(plan: Plan, hospital: HospitalPlan, most: int, alpha: float) -> Ide
         bound=reconstruction_bound(event),
         highest=highest_rate(event),
         alpha=alpha,
+    )
+
+
+def plot_of(one: Identified, plan: Plan) -> Plot:
+    """Return how often the right patient was picked, against what each epsilon allows."""
+    event, limit = mechanism_of(plan, one.hospital).event(plan.planned_steps), math.log(CANDIDATES)
+    curve = [(float(epsilon), rate_allowed(event, float(epsilon))) for epsilon in np.linspace(0.0, limit, 41)]
+    levels = {"picked": one.own.rate, "picked with half the noise": one.halved.rate, "with none": one.control.rate}
+    return Plot(
+        f"The right patient picked out of {CANDIDATES}",
+        "epsilon",
+        "share of trials in which the right patient was picked; the lowest point of the curve is the most that any "
+        "attack can reach",
+        {"allowed": curve} | {name: [(0.0, rate), (limit, rate)] for name, rate in levels.items()},
     )
 
 

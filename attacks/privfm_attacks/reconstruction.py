@@ -21,7 +21,7 @@ from privfm.federation.planning import mechanism_of
 from privfm.plan import HospitalPlan, OptimizerPlan, Plan
 from privfm_attacks.bench import distinct_hospitals
 from privfm_attacks.identification import CANDIDATES, Picked, share_interval
-from privfm_attacks.informed import CAUGHT, STEPS, Identified, check_network, identify, pick_by_network, told
+from privfm_attacks.informed import CAUGHT, STEPS, Identified, check_network, identify, pick_by_network, plot_of, told
 from privfm_attacks.pictures import picture_of
 from privfm_attacks.rebuilding import NULLS, Closed, Iterated, Way
 from privfm_attacks.target import VULNERABLE, Gallery, small, vulnerable, without_closed_form
@@ -110,6 +110,7 @@ def audit_reconstruction(
         "noise are safe: it shows that these attacks did no better than the guarantee allows, with the plan's noise.",
         findings=(*(each for one in found for each in one.findings), *checks, *_notes(images, learner)),
         figures=_figures(worst, images, real),
+        plots=(plot_of(worst, plan),),
         pictures=tuple(picture_of(way) for way in images.shown),
     )
 
@@ -118,7 +119,8 @@ def _rebuild(plan: Plan, hospital: HospitalPlan, effort: ReconstructionEffort) -
     mechanism, steps, target = mechanism_of(plan, hospital), plan.planned_steps, vulnerable(plan)
     gallery = Gallery.made(target.plan, CANDIDATES)
     closed, some = Closed(target, gallery), range(effort.images)
-    everybody = range(min(effort.noised, max(10, STEPS // 4 // steps)))
+    count = min(effort.noised, max(10, STEPS // 4 // steps))
+    everybody = np.random.default_rng(plan.seed).permutation(CANDIDATES)[:count].tolist()
     noised, right = closed.noised(mechanism, everybody, steps)
     bare = replace(mechanism, noise_multiplier=1e-9, sample_rate=1.0)
     _, control = closed.noised(bare, everybody, min(steps, 2))

@@ -66,6 +66,9 @@ def test_a_sound_plan_passes_beside_its_controls() -> None:
     assert figures["matched_control"] == 1.0
     assert "no attack can exceed" in result.sentence
     json.dumps(result.to_json(), allow_nan=False)
+    (plot,) = result.plots
+    assert min(rate for _, rate in plot.curves["allowed"]) == pytest.approx(figures["bound"], rel=0.02)
+    assert plot.curves["picked"][0][1] == figures["rate"]
     assert len(result.pictures) == 8
     assert float(result.pictures[0].name.split()[-2]) > CLEAR > float(result.pictures[-1].name.split()[-2])
 
