@@ -135,7 +135,7 @@ def _rebuild(plan: Plan, hospital: HospitalPlan, effort: ReconstructionEffort) -
 
 
 def _of_steps(closed: Closed, plan: Plan, patients: range) -> Iterator[Way]:
-    """Of plain descent, and of the plan's own optimiser where that is another."""
+    """Of plain descent, and of the plan's own adam; adam-bc is nothing without noise."""
     steps, own = max(2, plan.federation.local_steps), plan.optimizer
     descent = OptimizerPlan(name="sgd", learning_rate=own.learning_rate)
     yield closed.local_steps(patients, steps, descent, augmented=False)
@@ -196,9 +196,7 @@ def _notes(images: _Images, learner: Learner) -> Iterator[Finding]:
     """What decides nothing."""
     for way in (*images.ways, images.noised):
         share, low, high = way.better(1 - CONFIDENCE)
-        matched = (
-            "" if way.matched is None else f"; a member fits best of 20 sets in {way.matched} of {len(way.rebuilt)}"
-        )
+        matched = "" if way.matched is None else f"; {_matched(way.matched, len(way.rebuilt))}"
         yield Finding(
             "what is left of an image",
             True,

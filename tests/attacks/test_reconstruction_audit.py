@@ -66,6 +66,7 @@ def test_a_sound_plan_passes_beside_its_controls() -> None:
     assert figures["matched_control"] == 1.0
     assert "no attack can exceed" in result.sentence
     json.dumps(result.to_json(), allow_nan=False)
+    assert sum("sums a member's image fits better" in finding.detail for finding in result.findings) == 1
     (plot,) = result.plots
     assert min(rate for _, rate in plot.curves["allowed"]) == pytest.approx(figures["bound"], rel=0.02)
     assert plot.curves["picked"][0][1] == figures["rate"]
