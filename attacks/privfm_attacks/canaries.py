@@ -25,8 +25,9 @@ from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict, histogr
 __all__ = ["CONFIDENCE", "audit_canaries"]
 
 CANARIES = 400
-CONFIDENCE = 0.98
-"""Of all hospitals together; a false alarm in one run of fifty at most."""
+CONFIDENCE = 0.95
+"""Of the bounds of all hospitals together. One above the claim is taken anew, with other canaries, and the lower of the
+two counts: a false alarm in one run of 400 at most."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,16 @@ def _audit_hospital(plan: Plan, hospital: HospitalPlan, canaries: int, alpha: fl
     delta, steps, bench = plan.privacy.delta, plan.planned_steps, Bench(plan, hospital)
     event = mechanism_of(plan, hospital).event(steps)
     scores = _score(bench, canaries, steps)
+    claim = epsilon([event], delta) if plan.privacy.dp else plan.epsilon(hospital)
+    bound = gaussian_pair_bound(scores.inside, scores.outside, delta, alpha)
+    if bound > claim:
+        again = _score(Bench(plan, hospital), canaries, steps)
+        bound = min(bound, gaussian_pair_bound(again.inside, again.outside, delta, alpha))
     return _Row(
         hospital=hospital.id,
         scores=scores,
-        claim=epsilon([event], delta) if plan.privacy.dp else plan.epsilon(hospital),
-        bound=gaussian_pair_bound(scores.inside, scores.outside, delta, alpha),
+        claim=claim,
+        bound=bound,
         ceiling=_ceiling(bench.mechanism.sample_rate, steps, canaries, delta, alpha),
         control=_with_noise(1e-3, plan, hospital, canaries, alpha),
         halved=_with_noise(0.5, plan, hospital, canaries, alpha),

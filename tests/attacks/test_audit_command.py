@@ -148,7 +148,7 @@ def test_the_statement_tells_what_canaries_showed(run: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert main(["budget", "statement", str(run), "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["audits"]
-    assert (told["audit"], told["lower_bound"], told["confidence"]) == ("canaries", figures["bound"], 0.98)
+    assert (told["audit"], told["lower_bound"], told["confidence"]) == ("canaries", figures["bound"], 0.95)
     kept = (run / "audit.json").read_text()
     (run / "audit.json").write_text('{"audits": [{}]}')
     assert main(["budget", "statement", str(run)]) == 4

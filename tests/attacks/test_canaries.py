@@ -98,7 +98,7 @@ def test_noise_as_declared_stays_under_the_claim(settings: dict[str, Any]) -> No
 
 
 def test_few_canaries_settle_nothing() -> None:
-    result = audit_canaries(plan_of(0.05, rounds=100), canaries=4)
+    result = audit_canaries(plan_of(0.05, rounds=100), canaries=16)
     assert result.verdict is Verdict.INCONCLUSIVE
 
 
@@ -118,6 +118,14 @@ def test_noise_halved_is_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     result = audit_canaries(plan_of())
     assert result.verdict is Verdict.LEAK
     assert result.figures["bound"] > result.figures["claim"]
+
+
+def test_a_bound_above_the_claim_is_taken_anew_and_the_lower_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = iter([7.0, 2.0])  # of the canaries, then of others; what follows is control and power
+    monkeypatch.setattr("privfm_attacks.canaries.gaussian_pair_bound", lambda *arguments: next(bounds, 50.0))
+    result = audit_canaries(plan_of(1.0, 2))
+    assert result.figures["bound"] == 2.0
+    assert result.verdict is not Verdict.LEAK
 
 
 def test_without_dp_any_bound_above_the_plans_limit_leaks() -> None:
