@@ -166,7 +166,7 @@ def _membership(subject: Subject) -> AuditResult:
         )
     effort = MembershipEffort()
     if subject.quick:
-        effort = replace(effort, patients=260, images=2, draws=4, control_steps=1_000, control_seconds=60.0)
+        effort = replace(effort, patients=260, images=2, draws=4, control_steps=1_500, control_seconds=75.0)
     learner = load_network(run.root, "network.safetensors")
     return audit_membership(learner, subject.learner, gather_cohort(plan), effort, subject.observer.progress)
 
