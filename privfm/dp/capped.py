@@ -38,6 +38,11 @@ class Capped(Journal):
             raise BudgetExceeded(
                 f"{self.path}: a run without noise, or with injected coins, never fits under a lifetime cap"
             )
+        if not self.private:
+            raise BudgetExceeded(
+                f"{self.path}: nothing fits under a lifetime cap after a run without noise, or with injected coins; "
+                "use the images that it saw for tests alone"
+            )
         proposed = (event.repeated(rounds) for event in declaration.per_round)
         if not cap.admits([*self._spending.events(), *proposed]):
             fitting = cap.rounds_that_fit(declaration.per_round, self._spending.events())

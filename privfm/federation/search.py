@@ -130,6 +130,8 @@ def plan_search(
     """
     get_objective(plan.objective.name, **plan.objective.options)
     combinations = _combinations(tries)
+    if not plan.privacy.dp:
+        raise PlanError("privacy.dp: a search keeps its runs within an epsilon, and without noise none is; train them")
     if plan.evaluation.probe:
         raise PlanError("evaluation.probe: would look at held-out patients after every trial; leave it out of a search")
     total = plan.privacy.epsilon if total_epsilon is None else total_epsilon

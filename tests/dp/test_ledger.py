@@ -218,6 +218,18 @@ def test_injected_coins_are_on_record_for_ever(path: Path) -> None:
         ledger.open_run("test", PLAN, [STEP], rounds=1, retry_rounds=0, private=False)
 
 
+def test_a_cap_that_is_set_after_a_run_that_was_not_private_admits_nothing(path: Path) -> None:
+    with Ledger.create(path, "north") as ledger:
+        ledger.open_run("test", PLAN, [STEP], rounds=1, retry_rounds=0, private=False)
+        ledger.charge("test", 0, 0, CONTEXT)
+        ledger.open_run("before", PLAN, [STEP], rounds=1, retry_rounds=0)
+        ledger.set_cap(RdpFilter.for_cap(8.0, 1e-5))
+        with pytest.raises(BudgetExceeded, match="nothing fits under a lifetime cap after a run without noise"):
+            ledger.open_run("after", PLAN, [STEP], rounds=1, retry_rounds=0)
+        with pytest.raises(BudgetExceeded, match="nothing fits"):
+            ledger.charge("before", 0, 0, CONTEXT)
+
+
 def test_opening_a_run_again_changes_nothing_unless_the_plan_changed(ledger: Ledger) -> None:
     head = ledger.head()
     ledger.open_run("run", PLAN, [STEP], rounds=3, retry_rounds=1)

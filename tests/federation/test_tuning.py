@@ -206,3 +206,10 @@ def test_a_loss_that_is_no_number_is_worst(tmp_path: Path) -> None:
     result = SearchResult(Search(tmp_path, 1e-5, (), ()), (trial("a", math.nan), trial("b", 3.0), trial("c", 2.0)))
     assert result.best.name == "c"
     assert result.to_json()["trials"][0]["public_loss"]["trained"] is None
+
+
+def test_without_noise_no_search_is_promised_an_epsilon(plan: Plan, tmp_path: Path) -> None:
+    """Its table of costs would show noise that its runs do not have."""
+    without = plan.model_copy(update={"privacy": plan.privacy.model_copy(update={"dp": False})})
+    with pytest.raises(PlanError, match=r"privacy\.dp: a search keeps its runs within an epsilon"):
+        plan_search(without, RATES, tmp_path / "ledgers", TOTAL)
