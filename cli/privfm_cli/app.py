@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from privfm import __version__
-from privfm_cli import audit, budget, data, keys, plan, report, roster, train, tune
+from privfm_cli import audit, budget, data, forget, keys, plan, report, roster, train, tune
 
 __all__ = ["app"]
 
@@ -49,6 +49,7 @@ app.add_typer(plan.commands, name="plan")
 app.add_typer(data.commands, name="data")
 app.command("report")(report.report)
 app.command("audit")(audit.audit)
+app.command("forget")(forget.forget)
 app.add_typer(budget.commands, name="budget")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(roster.commands, name="roster")

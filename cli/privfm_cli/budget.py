@@ -65,6 +65,9 @@ def show_spending(path: Ledgers, delta: Delta = None, as_json: Json = False) -> 
             for hospital in found.hospitals
         ],
     )
+    for hospital in found.hospitals:
+        if hospital.asked_out:
+            show(f"{hospital.hospital}: somebody asked out; what was spent before stays spent.")
     if found.composed is not None:
         places = ", ".join(found.composed.hospitals)
         show(f"A patient seen at {places}: epsilon {figure(found.composed.epsilon)} at delta {found.composed.delta:g}.")

@@ -58,6 +58,7 @@ class HospitalSpending:
         epsilon_allowed: by the ledger's lifetime cap or, of one run alone, by its plan; None when neither is known.
         steps: noisy steps charged.
         runs: one by one.
+        asked_out: whether somebody asked out of one of them, which refunds nothing.
     """
 
     hospital: str
@@ -68,6 +69,7 @@ class HospitalSpending:
     epsilon_allowed: float | None
     steps: int
     runs: tuple[RunSpending, ...]
+    asked_out: bool
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _spending(ledger: Ledger, plan: Plan | None, asked: float | None) -> Hospita
         epsilon_allowed=_allowed(ledger, plan),
         steps=total_steps(events),
         runs=tuple(_runs(ledger, delta)),
+        asked_out=ledger.asked_out,
     )
 
 

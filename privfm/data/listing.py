@@ -6,8 +6,8 @@ Training refuses at the first complaint; the local check shows them all.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,10 @@ class Listing:
     complaints: tuple[str, ...]
     decode: Decoder
     passed_over: tuple[Path, ...] = ()
+
+    def without(self, leaves_out: Callable[[str | None, str], bool]) -> Listing:
+        """The listing without some patients, by hospital and patient: their files are not decoded."""
+        return replace(self, entries=tuple(e for e in self.entries if not leaves_out(e.hospital, e.patient)))
 
     def to_images(self, image_size: int, channels: int) -> ImageSet:
         """The images, every one of which has been decoded once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from privfm.data.decoding import IMAGE_SUFFIXES, quiet_decoders
@@ -26,6 +27,7 @@ def load_images(
     unit: str = "patient",
     seed: int = 0,
     patients: int | None = None,
+    leaves_out: Callable[[str | None, str], bool] = lambda hospital, patient: False,
 ) -> ImageSet:
     """The images that a source holds, every one of them readable.
 
@@ -37,6 +39,7 @@ def load_images(
         unit: "patient", or "image" where every image is another person.
         seed: of the phantom's patients.
         patients: how many patients the phantom shall have; for the phantom alone.
+        leaves_out: says, by hospital and patient, whose files of a folder are not to be decoded.
 
     Raises:
         DataError: in one line that names the file and says what to do.
@@ -55,7 +58,7 @@ def load_images(
     elif Path(source).suffix.lower() == ".npz" and Path(source).is_file():
         return load_medmnist(Path(source), image_size, channels, unit)
     else:
-        images = scan(Path(source)).to_images(image_size, channels)
+        images = scan(Path(source)).without(leaves_out).to_images(image_size, channels)
     return images.with_image_units() if unit == "image" else images
 
 

@@ -92,6 +92,11 @@ class Account:
         return dict(self._spending.runs[run].outcome)
 
     @property
+    def asked_out(self) -> bool:
+        """Whether a patient, or the hospital as a whole, asked out of a run; what it charged stays charged."""
+        return any(record.patients_out or record.hospital_out for record in self.runs())
+
+    @property
     def private(self) -> bool:
         """False for ever once a run with injected coins or without noise was charged."""
         return all(record.declaration.private or not record.charged for record in self.runs())

@@ -24,6 +24,7 @@ from typing import Literal
 
 from privfm import __version__
 from privfm.dp.account import Account
+from privfm.dp.asking_out import AskedOut
 from privfm.dp.capped import Capped
 from privfm.dp.chain import ChainFile
 from privfm.dp.events import ADJACENCY, SampledGaussian, compose
@@ -36,7 +37,7 @@ from privfm.errors import BudgetExceeded, LedgerError
 __all__ = ["Charge", "Clock", "Declaration", "Ledger", "RunRecord"]
 
 
-class Ledger(Standing, Capped):
+class Ledger(Standing, Capped, AskedOut):
     """One hospital's ledger, open. Use `create` or `open`; it is a context manager.
 
     Guarantees:

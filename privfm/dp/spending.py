@@ -82,7 +82,8 @@ class Charge:
 class RunRecord:
     """A run's declaration and how many rounds were charged: released, aborted, fate unknown, recovered after a loss.
 
-    All of them count as released; the split is for people.
+    All of them count as released; the split is for people. Beside that, how many patients asked out since, and whether
+    the hospital as a whole did: nothing is refunded for it.
     """
 
     declaration: Declaration
@@ -90,6 +91,8 @@ class RunRecord:
     aborted: int
     unknown: int
     recovered: int
+    patients_out: int = 0
+    hospital_out: bool = False
 
     @property
     def charged(self) -> int:
@@ -122,6 +125,7 @@ class _Run:
     fates: dict[int, list[_Fate]] = field(default_factory=dict)  # by round, oldest attempt first
     recovered: int = 0
     outcome: dict[str, bytes] = field(default_factory=dict)
+    asked_out: list[str] = field(default_factory=list)  # "patient" or "hospital", oldest first
     newest_entry: int = 0  # of the run itself: its declaration, its charges, their ends, its conclusion
 
     def record(self) -> RunRecord:
@@ -132,6 +136,8 @@ class _Run:
             aborted=outcomes.count("aborted"),
             unknown=outcomes.count(None),
             recovered=self.recovered,
+            patients_out=self.asked_out.count("patient"),
+            hospital_out="hospital" in self.asked_out,
         )
 
 
@@ -169,6 +175,7 @@ class Spending:
             "stored": self._stored,
             "closed": self._closed,
             "concluded": self._concluded,
+            "forgotten": self._forgotten,
             "counter": self._counter,
             "peers": self._peers,
             "refused": self._refused,
@@ -246,6 +253,11 @@ class Spending:
             raise LedgerError(f"ledger entry {entry.sequence}: run {entry.body['run']!r} is concluded twice")
         run.outcome = {name: bytes.fromhex(digest) for name, digest in entry.body["outcome"].items()}
         run.newest_entry = entry.sequence
+
+    def _forgotten(self, entry: Entry) -> None:
+        if entry.body["what"] not in ("patient", "hospital"):
+            raise LedgerError(f"ledger entry {entry.sequence}: somebody asked out who is neither patient nor hospital")
+        self.runs[entry.body["run"]].asked_out.append(entry.body["what"])
 
     def _counter(self, entry: Entry) -> None:
         if entry.body["counter"] <= self.counter:

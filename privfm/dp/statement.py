@@ -65,7 +65,8 @@ class HospitalStatement(_Part):
     """One hospital's row.
 
     `epsilon_run` is for this run alone, `epsilon_spent` for everything in its ledger; `epsilon_allowed` is what the
-    plan permits this run, `lifetime_cap` what the ledger permits for ever.
+    plan permits this run, `lifetime_cap` what the ledger permits for ever. `asked_out` says that somebody did since,
+    which refunds nothing.
     """
 
     id: str
@@ -85,6 +86,7 @@ class HospitalStatement(_Part):
     events: tuple[EventRow, ...]
     earlier_steps: int
     private: bool
+    asked_out: bool = False
 
 
 class ComposedGuarantee(_Part):
@@ -187,6 +189,7 @@ def hospital_statement(
     epsilon_allowed: float,
     lifetime_cap: float | None = None,
     private: bool = True,
+    asked_out: bool = False,
     accountant: str = "pld",
 ) -> HospitalStatement:
     """A hospital's row, with every epsilon worked out from events.
@@ -196,6 +199,7 @@ def hospital_statement(
         charged: what the ledger charged to this run.
         earlier: everything else in the ledger: other runs, before or since.
         private: False when coins were injected or noise left out, in this run or another one of the ledger.
+        asked_out: whether somebody asked out of a run of the ledger.
     """
     lifetime = compose(charged, earlier)
     deltas = sorted({delta, *(d for d in _CURVE_DELTAS if d >= least_delta(lifetime))}, reverse=True)
@@ -217,6 +221,7 @@ def hospital_statement(
         events=tuple(EventRow(**row) for row in events_to_json(lifetime)),
         earlier_steps=total_steps(earlier),
         private=private,
+        asked_out=asked_out,
     )
 
 

@@ -135,6 +135,12 @@ def _about_spending(statement: PrivacyStatement) -> Iterator[str]:
         "A run's epsilon is exact when its length was fixed in advance; where a run was stopped early because of how "
         "it looked, rely on its limit."
     )
+    asked_out = [row.id for row in statement.hospitals if row.asked_out]
+    if asked_out:
+        yield (
+            f"Somebody asked out at {', '.join(asked_out)}. What was released before stays released and charged: "
+            "nothing is refunded."
+        )
     if any(row.earlier_steps for row in statement.hospitals):
         yield (
             "The lifetime's epsilon adds runs up as if all their settings had been fixed in advance; what holds "

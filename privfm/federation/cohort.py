@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+
+import numpy as np
 
 from privfm.data import (
     ImageSet,
@@ -15,7 +17,8 @@ from privfm.data import (
     split_by_name,
 )
 from privfm.errors import DataError, PlanError
-from privfm.ids import HospitalId
+from privfm.federation.forgotten import NOBODY, Forgotten
+from privfm.ids import HospitalId, PatientId
 from privfm.plan import Plan
 
 __all__ = ["DEFAULT_NOMINAL_UNITS", "Cohort", "gather_cohort"]
@@ -43,8 +46,12 @@ class Cohort:
     assumed: bool
 
 
-def gather_cohort(plan: Plan) -> Cohort:
-    """Return the plan's images, spread over hospitals.
+def gather_cohort(plan: Plan, forgotten: Forgotten = NOBODY) -> Cohort:
+    """Return the plan's images, spread over hospitals, without those who asked out.
+
+    Files of a folder are listed for that, and those of patients who asked out are not decoded. Of one's own images
+    nobody's place depends on who else there is, so that all is as if they had never been there; of built-in images,
+    which are nobody's, the others keep their places.
 
     Built-in images are nobody's, so their split is public, sets the declared numbers, and the probe is fitted on the
     training patients. Of one's own images the declared numbers are constants, and the probe, when it is asked for,
@@ -62,15 +69,46 @@ def gather_cohort(plan: Plan) -> Cohort:
         unit=plan.privacy.unit,
         seed=plan.seed,
         patients=data.patients,
+        leaves_out=forgotten.leaves_out,
     )
     _check_shared(plan, whole)
     train, fit, test = _hold_out(plan, whole)
     _check_enough(plan, whole, train)
-    split = _split(plan, train)
-    _check_names(plan, split)
+    everybody = _split(plan, train)
+    split = {
+        name: _without(images, _asked_out(plan, name, images, forgotten))
+        for name, images in everybody.items()
+        if name not in forgotten.hospitals
+    }
+    gone = {patient for name in forgotten.hospitals & everybody.keys() for patient in everybody[name].patients}
+    fit, test = (
+        None if probed is None else _without(probed, gone | _asked_out(plan, None, probed, forgotten))
+        for probed in (fit, test)
+    )
+    _check_names(plan, split, forgotten)
     builtin = _builtin(whole)
     assumed = data.nominal_units is None and not plan.hospitals and not builtin
     return Cohort(split, _nominal_units(plan, split, builtin), fit, test, assumed)
+
+
+def _asked_out(plan: Plan, hospital: HospitalId | None, images: ImageSet, forgotten: Forgotten) -> frozenset[PatientId]:
+    """Return who of a set asked out at a hospital, or at any; of a folder none is in it any more."""
+
+    def names_of(patient: PatientId) -> set[str]:
+        return {patient, patient.rpartition("#")[0]} if plan.privacy.unit == "image" else {patient}
+
+    return frozenset(
+        patient
+        for patient in images.patients
+        if any(forgotten.leaves_out(hospital, name) for name in names_of(patient))
+    )
+
+
+def _without(images: ImageSet, gone: Set[PatientId]) -> ImageSet:
+    if gone.isdisjoint(images.patients):
+        return images
+    kept = [place for place, patient in enumerate(images.patients) if patient not in gone]
+    return images.select_patients(np.array(kept, dtype=np.int64))
 
 
 def _builtin(images: ImageSet) -> bool:
@@ -134,8 +172,13 @@ def _check_shared(plan: Plan, whole: ImageSet) -> None:
         )
 
 
-def _check_names(plan: Plan, split: Mapping[HospitalId, ImageSet]) -> None:
-    named, found = {hospital.id for hospital in plan.hospitals}, {str(name) for name in split}
+def _check_names(plan: Plan, split: Mapping[HospitalId, ImageSet], forgotten: Forgotten) -> None:
+    named = {hospital.id for hospital in plan.hospitals} - forgotten.hospitals
+    found = {str(name) for name, images in split.items() if images.patients}
+    for name in sorted(named & set(forgotten.patients) - found):
+        raise DataError(
+            f"{name}: nobody is left to train on; let it leave as a whole: privfm forget RUN --hospital {name}"
+        )
     if plan.hospitals and named != found:
         odd = ", ".join(sorted(named ^ found))
         raise PlanError(f"hospitals: the plan and {plan.data.source} do not name the same ones; see {odd}")

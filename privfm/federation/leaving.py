@@ -152,7 +152,8 @@ def _as_stated(ledger: Ledger, run: str, row: HospitalStatement, path: Path) -> 
     for account in ledger.since(run):
         cap = None if account.cap is None else account.cap.epsilon
         events = [event.model_dump() for event in row.events]
-        if (events_to_json(account.events()), account.spent(run), cap) == (events, row.steps_charged, row.lifetime_cap):
+        found = (events_to_json(account.events()), account.spent(run), cap, account.asked_out)
+        if found == (events, row.steps_charged, row.lifetime_cap, row.asked_out):
             return account
     raise VerificationError(
         f"{path}: says otherwise of {row.id} than {ledger.path}; restore it or, after a recovery, state it again with: "

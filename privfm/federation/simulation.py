@@ -16,6 +16,7 @@ from privfm.errors import RunError
 from privfm.federation.cohort import Cohort
 from privfm.federation.device import micro_batch_of, pick_device, units_at_a_time
 from privfm.federation.directory import RunDirectory
+from privfm.federation.forgotten import FILE, read_forgotten
 from privfm.federation.hospital import Hospital, Membership
 from privfm.federation.ledgers import check_goes_on, declaration_for, founding_ledgers, put_on_record
 from privfm.federation.network import Learner
@@ -81,6 +82,7 @@ def open_hospitals(
             coins = coins_of(name)
             private = coins.private and plan.privacy.dp
             put_on_record(ledger, declaration_for(plan, hospital, run.hex(), private=private))
+            _check_forgotten(ledger, run, directory)
             check_goes_on(ledger, Notebook(own).memory())
             identity = Identity.from_pem(_read(own / "identity.pem"), None)
             policy = ClientPolicy(plan.secagg.max_corrupt, smallest_threshold(len(plan.hospitals)))
@@ -95,6 +97,14 @@ def open_hospitals(
                 notebook=Notebook(own),
             )
         yield hospitals
+
+
+def _check_forgotten(ledger: Ledger, run: bytes, directory: RunDirectory) -> None:
+    """Raise RunError when fewer are known to have asked out of the run than its ledger says."""
+    name = HospitalId(ledger.hospital)
+    asked = sum(each.patients_out for each in ledger.runs() if each.declaration.run == run.hex())
+    if len(read_forgotten(directory).patients.get(name, ())) < asked:
+        raise RunError(f"{directory.own(name) / FILE}: lacks somebody who asked out, by {ledger.path}; restore it")
 
 
 def _unit_source(plan: Plan, cohort: Cohort, name: HospitalId, most: int, device: torch.device) -> UnitSource:

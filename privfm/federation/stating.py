@@ -202,6 +202,7 @@ def _row(plan: Plan, hospital: HospitalPlan, ledger: Account, run: str, private:
         epsilon_allowed=plan.epsilon(hospital),
         lifetime_cap=None if ledger.cap is None else ledger.cap.epsilon,
         private=private and ledger.private,
+        asked_out=ledger.asked_out,
     )
 
 

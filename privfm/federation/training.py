@@ -15,7 +15,7 @@ from torch import Tensor
 
 from privfm import __version__
 from privfm.dp.accounting import epsilon
-from privfm.errors import PlanError, ProtocolError
+from privfm.errors import InputError, PlanError, ProtocolError
 from privfm.federation.clip_norm import public_clip_norm, public_loss_bound
 from privfm.federation.cohort import DEFAULT_NOMINAL_UNITS, Cohort, gather_cohort
 from privfm.federation.control import noise_only
@@ -23,6 +23,7 @@ from privfm.federation.coordinator import Coordinator
 from privfm.federation.device import pick_device
 from privfm.federation.directory import Checkpoint, RunDirectory, RunFacts, check_free, new_run
 from privfm.federation.engines.local import LocalEngine
+from privfm.federation.forgotten import NOBODY, Again, Forgotten, read_forgotten
 from privfm.federation.hospital import Hospital
 from privfm.federation.initialisation import Start, initialise
 from privfm.federation.network import Learner, load_network, save_network, trained, write_trained
@@ -49,6 +50,7 @@ def train(
     *,
     resume: bool = False,
     ledgers: Path | None = None,
+    again: Again | None = None,
     observer: Observer | None = None,
     coins_of: CoinsOf = system_coins,
 ) -> RunResult:
@@ -60,6 +62,7 @@ def train(
         resume: go on from the last finished round.
         ledgers: a folder of hospitals' ledgers, in which a new run goes on from what earlier ones spent; by default
             the run has ledgers of its own. On resuming, the run's folder knows.
+        again: the run that is trained again, without those who asked out of it; see `privfm.federation.forgetting`.
         observer: hears of the progress.
         coins_of: each hospital's secret randomness; anything but the default makes the run "not private",
             as does a plan without dp.
@@ -80,14 +83,29 @@ def train(
     get_objective(plan.objective.name, **plan.objective.options)
     if not resume:
         check_free(out)
+    forgotten = _forgotten_of(out, plan) if resume else again.forgotten if again else NOBODY
     observer.stage(f"reading {plan.data.source}")
-    cohort = gather_cohort(plan)
+    cohort = gather_cohort(plan, forgotten)
     if resume:
         directory = RunDirectory.existing(out)
         _check_same_plan(directory, plan)
     else:
-        directory = _found(plan, cohort, out, ledgers, observer, private=coins_of("").private and plan.privacy.dp)
+        private = coins_of("").private and plan.privacy.dp
+        directory = _found(plan, cohort, out, ledgers, again, observer, private=private)
     return _Run(directory, plan if resume else directory.plan, cohort, observer, coins_of).finish(began)
+
+
+def _forgotten_of(out: Path, plan: Plan) -> Forgotten:
+    """Return who asked out of a run that is to go on; InputError when a hospital of its plan did, as a whole."""
+    directory = RunDirectory.existing(out)
+    forgotten = read_forgotten(directory)
+    for hospital in plan.hospitals:
+        if hospital.id in forgotten.hospitals:
+            raise InputError(
+                f"{out}: {hospital.id} asked out, so that the run cannot go on; train it again without: "
+                f"privfm forget {out} --hospital {hospital.id} --out NEW"
+            )
+    return forgotten
 
 
 def _check_same_plan(directory: RunDirectory, plan: Plan) -> None:
@@ -96,11 +114,18 @@ def _check_same_plan(directory: RunDirectory, plan: Plan) -> None:
 
 
 def _found(
-    plan: Plan, cohort: Cohort, out: Path, ledgers: Path | None, observer: Observer, *, private: bool
+    plan: Plan,
+    cohort: Cohort,
+    out: Path,
+    ledgers: Path | None,
+    again: Again | None,
+    observer: Observer,
+    *,
+    private: bool,
 ) -> RunDirectory:
     """Lay out a new run: everything that can be wrong with a plan is found before anything is kept."""
     complete_plan(plan, cohort.nominal_units, clip_norm=1.0)  # what is wrong with a plan shows before the long work
-    start = initialise(plan, observer)
+    start = initialise(plan, observer) if again is None else again.start(plan)
     observer.stage("planning noise")
     clip_norm, loss_bound = public_clip_norm(plan, start.learner), public_loss_bound(plan, start.learner)
     whole = complete_plan(plan, cohort.nominal_units, clip_norm, loss_bound)
@@ -114,6 +139,8 @@ def _found(
     with new_run(out, ledgers) as draft:
         write_atomic(draft.root / "plan.toml", whole.to_toml().encode())
         found_federation(draft, whole, run, private=private)
+        if again is not None:
+            again.keep(draft, whole)
         save_network(start.learner.network, draft.root / "start.safetensors")
         draft.save_checkpoint(Checkpoint(0, trained(start.learner.network), {}))
         draft.write_json("run.json", _facts(whole, run, start, private=private).model_dump())
