@@ -101,7 +101,7 @@ def reconstruction_bound(event: SampledGaussian, candidates: int = CANDIDATES) -
     Every epsilon bounds the rate, so a minimum that is found roughly is a bound as well.
 
     >>> round(reconstruction_bound(SampledGaussian(1.0, 0.5, 1)), 3)  # Gaussian: Phi(2 - Phi^-1(0.99))
-    0.373
+    0.372
     """
     limits, width = (0.0, math.log(candidates)), {"xatol": 1e-3}
     found = optimize.minimize_scalar(
