@@ -86,12 +86,13 @@ def _guarantee(statement: PrivacyStatement) -> Iterator[Section | None]:
 
 def _promise(statement: PrivacyStatement) -> Section:
     title = f"Privacy statement of run {statement.run}"
-    if not statement.private:
+    if not (statement.private and all(row.private for row in statement.hospitals)):
         return Section(
             title,
             (
-                "NOT PRIVATE: this run had no noise, or its random coins were chosen by somebody, so that noise can be "
-                "taken off again. It was a test. None of the numbers below is a guarantee.",
+                "NOT PRIVATE: this run, or another one on a hospital's ledger, had no noise, or its random coins were "
+                "chosen by somebody, so that noise can be taken off again. It was a test. None of the numbers below is "
+                "a guarantee.",
             ),
         )
     worst = max(statement.hospitals, key=lambda row: row.epsilon_spent)
@@ -104,12 +105,16 @@ def _promise(statement: PrivacyStatement) -> Section:
             "allows: epsilon is at most "
             f"{figure(worst.epsilon_spent)} (at {worst.id}), delta is {odds}.",
             f"In words: whatever somebody concludes about a {statement.unit}, the odds of that conclusion are at most "
-            f"e^epsilon = {math.exp(min(700.0, worst.epsilon_spent)):.3g} times what they would be had the "
+            f"e^epsilon = {_odds(worst.epsilon_spent)} times what they would be had the "
             f"{statement.unit} never taken part, except with probability {odds}. A guarantee of this size is called "
             f"{_tier(worst.epsilon_spent)} (Ponomareva et al. 2023: strong up to 1, reasonable up to 10, weak above).",
             "It does not hide what is true of patients in general, or that a hospital took part.",
         ),
     )
+
+
+def _odds(epsilon: float) -> str:
+    return f"{math.exp(epsilon):.3g}" if epsilon < 100 else "any number of"
 
 
 def _spending(statement: PrivacyStatement) -> Section:

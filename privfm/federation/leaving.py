@@ -138,6 +138,11 @@ def _check_statement(
         probed=was_probed(directory, plan),
         for_sums=sums_of(directory, plan, then, facts.run),
     )
+    if stated.privfm_version not in (__version__, facts.version):  # words of a third version could not be compared
+        raise VerificationError(
+            f"{path}: is by privfm {stated.privfm_version}, and the run by {facts.version}; state it again with: "
+            f"privfm train --resume --out {path.parent}"
+        )
     _check_stated(path, stated, again)
     return then
 

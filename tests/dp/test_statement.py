@@ -131,6 +131,8 @@ def test_injected_coins_void_everything_in_the_first_sentence() -> None:
     text = statement(private=False, hospitals=(row(private=False),)).to_text()
     assert text.splitlines()[2].startswith("NOT PRIVATE")
     assert "epsilon is at most" not in text
+    before = statement(hospitals=(row(), row("south", private=False))).to_text()  # a test run on a ledger, earlier
+    assert before.splitlines()[2].startswith("NOT PRIVATE")
     assert "north (NOT PRIVATE)" in text
 
 

@@ -297,7 +297,7 @@ def edit(directory: RunDirectory, name: str, change: Callable[[Any], Any]) -> No
         (lambda it: it.update(data_touches=[]), "data_touches is not what plan and ledgers say"),
         (lambda it: it.update(as_of="2026-01-01T00:00:00+00:00"), "is not the date of an entry"),
         (lambda it: it.update(run="00" * 16), "run is not what plan and ledgers say"),
-        (lambda it: it.update(privfm_version="0", private=False), "private is not what plan and ledgers say"),
+        (lambda it: it.update(privfm_version="0", randomness="dice"), "is by privfm 0, and the run by"),
         (lambda it: it.pop("unit"), "the run's folder is damaged"),
     ],
 )
