@@ -26,7 +26,7 @@ from privfm_attacks.signals import SIGNALS, images_of, relative_signals
 from privfm_attacks.telling_apart import ToldApart, allowed_auc, roc, tell_apart
 from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict
 
-__all__ = ["CAUGHT", "MembershipEffort", "audit_membership"]
+__all__ = ["CAUGHT", "CHANCE", "FEWEST", "MembershipEffort", "allowed_by", "audit_membership", "strangers"]
 
 CAUGHT = 0.75
 """Area under the curve that the control must reach, or nothing is concluded."""
@@ -79,16 +79,16 @@ def audit_membership(
     """
     rng = np.random.default_rng(learner.plan.seed)
     inside = _some(list(cohort.images.values()), effort.patients, effort.images, rng)
-    outside = _some(_strangers(learner.plan, cohort, effort), effort.patients, effort.images, rng)
+    outside = _some(strangers(learner.plan, cohort, effort.patients), effort.patients, effort.images, rng)
     if min(len(inside), len(outside)) < FEWEST:
         return _too_few(len(inside), len(outside))
     control = _Control.made(start, inside, effort, rng, progress)
     progress("membership: signals", 0, 1)
-    members, strangers = (
+    members, others = (
         control.scored(relative_signals(learner, start, side, effort.draws)) for side in (inside, outside)
     )
     progress("membership: signals", 1, 1)
-    return _judged(learner.plan, tell_apart(members, strangers, rng), control, roc(members, strangers))
+    return _judged(learner.plan, tell_apart(members, others, rng), control, roc(members, others))
 
 
 def _some(sets: list[ImageSet], most: int, each: int, rng: np.random.Generator) -> Float[Tensor, "patients each c h w"]:
@@ -99,8 +99,8 @@ def _some(sets: list[ImageSet], most: int, each: int, rng: np.random.Generator) 
     return torch.cat(found) if found else torch.empty(0, each, 1, 1, 1)
 
 
-def _strangers(plan: Plan, cohort: Cohort, effort: MembershipEffort) -> list[ImageSet]:
-    """Patients of the same kind that were not trained on: made up anew, or held out."""
+def strangers(plan: Plan, cohort: Cohort, patients: int) -> list[ImageSet]:
+    """Return patients of the same kind that were not trained on: so many made up anew, or those held out."""
     data = plan.data
     if data.source == "phantom":
         return [
@@ -109,7 +109,7 @@ def _strangers(plan: Plan, cohort: Cohort, effort: MembershipEffort) -> list[Ima
                 image_size=data.image_size,
                 channels=data.channels,
                 seed=plan.seed + 1,
-                patients=effort.patients,
+                patients=patients,
             )
         ]
     held_out = [cohort.probe_test, cohort.probe_fit]
@@ -192,7 +192,7 @@ def _too_few(inside: int, outside: int) -> AuditResult:
 
 
 def _judged(plan: Plan, told: ToldApart, control: _Control, curve: list[tuple[float, float]]) -> AuditResult:
-    allowed = _allowed(plan)
+    allowed = allowed_by(plan)
     width = (told.high - told.low) / 2
     findings = (
         Finding(
@@ -242,7 +242,8 @@ def _judged(plan: Plan, told: ToldApart, control: _Control, curve: list[tuple[fl
     )
 
 
-def _allowed(plan: Plan) -> float:
+def allowed_by(plan: Plan) -> float:
+    """Return the largest area under a curve that the plan's guarantee allows at any hospital; 1 without one."""
     if not plan.privacy.dp:
         return 1.0
     steps = plan.planned_steps

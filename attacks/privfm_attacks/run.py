@@ -12,6 +12,7 @@ from privfm import __version__
 from privfm.errors import InputError, PrivfmError, RunError, VerificationError
 from privfm.federation.cohort import gather_cohort
 from privfm.federation.directory import RunDirectory
+from privfm.federation.forgotten import read_forgotten, read_origin
 from privfm.federation.network import Learner, build_learner, load_network
 from privfm.federation.observer import Observer
 from privfm.federation.planning import complete_plan
@@ -21,6 +22,7 @@ from privfm.files import write_atomic
 from privfm.plan import Plan
 from privfm_attacks.canaries import audit_canaries
 from privfm_attacks.coordinator_log import read_log
+from privfm_attacks.forgetting import ForgetEffort, audit_forgetting, pair_of
 from privfm_attacks.measuring import Effort
 from privfm_attacks.mechanism import audit_mechanism
 from privfm_attacks.membership import MembershipEffort, audit_membership
@@ -168,7 +170,19 @@ def _membership(subject: Subject) -> AuditResult:
     if subject.quick:
         effort = replace(effort, patients=260, images=2, draws=4, control_steps=1_500, control_seconds=75.0)
     learner = load_network(run.root, "network.safetensors")
-    return audit_membership(learner, subject.learner, gather_cohort(plan), effort, subject.observer.progress)
+    cohort = gather_cohort(plan, read_forgotten(run))
+    return audit_membership(learner, subject.learner, cohort, effort, subject.observer.progress)
+
+
+def _forget(subject: Subject) -> AuditResult:
+    run, plan = _run_of(subject), subject.plan
+    if plan.data.source not in BUILT_IN and "forget" not in subject.asked:
+        return _not_done(
+            "forget", "it reads images of patients, of who asked out too; a hospital asks for it by name, with --only"
+        )
+    cohort = gather_cohort(plan, read_forgotten(run))
+    effort = ForgetEffort(seconds=10.0) if subject.quick else ForgetEffort()
+    return audit_forgetting(subject.learner, cohort, pair_of(run), effort, subject.observer.progress)
 
 
 def _reconstruction(subject: Subject) -> AuditResult:
@@ -203,6 +217,13 @@ AUDITS = {
         30,
         "reconstruction: gradient inversion, half of the images",
     ),
+    "forget": Audit(
+        _forget,
+        "is a run that was trained again like one that never saw who asked out",
+        False,
+        60,
+        "forget: half of the time for each model of its control",
+    ),
     "transcript": Audit(
         lambda subject: audit_transcript(read_log(_run_of(subject))),
         "what the coordinator's own log gives away",
@@ -219,7 +240,7 @@ def audit_run(root: Path, only: Sequence[str] = (), *, quick: bool = False, obse
 
     Args:
         root: the run's folder.
-        only: names of audits; all by default.
+        only: names of audits; by default all, `forget` among them where somebody asked out.
         quick: do what takes minutes with fewer images and steps, and say what was left out.
         observer: hears of the progress.
 
@@ -232,9 +253,17 @@ def audit_run(root: Path, only: Sequence[str] = (), *, quick: bool = False, obse
     run = RunDirectory.existing(root)
     plan, observer = begun_plan(run), observer or Observer()
     subject = Subject(plan, load_network(root, "start.safetensors"), run, quick, frozenset(only), observer)
-    report = replace(_made(subject, [name for name in AUDITS if name in (only or AUDITS)]), notices=_notices(run))
+    names = [name for name in AUDITS if name in (only or _usual(run))]
+    report = replace(_made(subject, names), notices=_notices(run))
     _keep(report, root)
     return report
+
+
+def _usual(run: RunDirectory) -> set[str]:
+    """Return which audits a run gets when none is asked for: one of forgetting only where somebody asked out."""
+    forgotten = read_forgotten(run)
+    asked_out = bool(forgotten.patients or forgotten.hospitals) or read_origin(run) is not None
+    return set(AUDITS) if asked_out else set(AUDITS) - {"forget"}
 
 
 def _keep(report: Report, root: Path) -> None:

@@ -23,7 +23,7 @@ def audit(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="mechanism, canaries, membership, property, reconstruction, transcript or ledgers; may be repeated.",
+            help="mechanism, canaries, membership, property, reconstruction, forget, transcript or ledgers; repeatable.",
             show_default="all",
         ),
     ] = None,
@@ -42,8 +42,8 @@ def audit(
 
     Mechanism, canaries, property and reconstruction rehearse the plan's own mechanism on made-up units; --rehearse does
     so for a plan that was not run yet. Membership reads patients' images: of built-in data always, of your own when
-    --only asks for it. Verdicts go into audit.json and the report. Exit code 4 when one of them is LEAK, or ledgers
-    cannot be verified.
+    --only asks for it. So does forget, which is made where somebody asked out. Verdicts go into audit.json and the
+    report. Exit code 4 when one of them is LEAK, or ledgers cannot be verified.
     """
     if (run is None) == (rehearsed is None):
         raise InputError("give the folder of a run to audit, or --rehearse PLAN.toml; one of the two")
