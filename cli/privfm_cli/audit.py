@@ -23,7 +23,7 @@ def audit(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="mechanism, canaries, membership, property, reconstruction, forget, transcript or ledgers; repeatable.",
+            help="mechanism, canaries, membership, property, reconstruction, forget, transcript, ledgers; repeatable.",
             show_default="all",
         ),
     ] = None,

@@ -40,7 +40,7 @@ QUICK = ("mechanism", "canaries", "transcript", "ledgers")
 def test_every_audit_has_its_say_of_a_finished_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["audit", str(run), "--quick"])
     told = {each["name"]: each["verdict"] for each in json.loads((run / "audit.json").read_text())["audits"]}
-    assert list(told) == list(AUDITS)
+    assert list(told) == [name for name in AUDITS if name != "forget"]  # nobody asked out
     assert told.pop("membership") == "INCONCLUSIVE"  # nobody was held out
     told.pop("property")  # of three hospitals of unequal weight, which is a coin's toss
     assert set(told.values()) == {"NO LEAK DETECTED"}
