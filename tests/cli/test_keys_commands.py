@@ -165,7 +165,7 @@ def _at_a_terminal(arguments: list[str], answers: list[str]) -> tuple[int, str]:
             break
         shown += piece
         if answers and shown.endswith(": "):
-            time.sleep(0.1)
+            time.sleep(0.3)
             os.write(screen, (answers.pop(0) + "\n").encode())
     os.close(screen)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown
@@ -181,7 +181,7 @@ def test_a_real_terminal_shows_no_passphrase() -> None:
 
 def test_ctrl_c_at_the_question_writes_nothing() -> None:
     exit_code, shown = _at_a_terminal(["keys", "new", "north"], ["\x03"])
-    assert exit_code == 130
+    assert exit_code == 130, shown
     assert "Traceback" not in shown
     assert _files() == set()
 
