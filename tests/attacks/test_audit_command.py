@@ -18,7 +18,7 @@ from privfm.plan import parse_plan
 PLAN = {
     "data": {"source": "phantom", "patients": 30, "image_size": 16, "hospitals": 3, "min_patients": 4},
     "model": {"patch_size": 4, "width": 16, "depth": 1, "heads": 2, "init": "scratch"},
-    "privacy": {"images_per_unit": 2, "views": 1},
+    "privacy": {"images_per_unit": 2, "views": 1, "sample_rate": 1.0},  # canaries then settle it within two steps
     "federation": {"rounds": 2, "local_steps": 1, "retry_rounds": 1},
     "evaluation": {"probe": False},
     "performance": {"device": "cpu", "threads": 1},

@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import pty
+import signal
 import sys
 import time
 from pathlib import Path
@@ -156,6 +157,7 @@ def _at_a_terminal(arguments: list[str], answers: list[str]) -> tuple[int, str]:
     """Run the command on a terminal of its own; its exit code and everything that the terminal showed."""
     child, screen = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background was started without it
         os.execv(sys.executable, [sys.executable, "-m", "privfm_cli.main", *arguments])  # noqa: S606
     shown = ""
     while True:
@@ -165,7 +167,7 @@ def _at_a_terminal(arguments: list[str], answers: list[str]) -> tuple[int, str]:
             break
         shown += piece
         if answers and shown.endswith(": "):
-            time.sleep(0.3)
+            time.sleep(0.1)
             os.write(screen, (answers.pop(0) + "\n").encode())
     os.close(screen)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown
