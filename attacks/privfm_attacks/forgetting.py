@@ -11,7 +11,7 @@ hospital's own it is done only when asked for by name, and what is found stays a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +29,10 @@ from privfm.federation.forgotten import Forgotten, read_forgotten, read_origin
 from privfm.federation.network import Learner, load_network, network_hash
 from privfm.federation.stating import BUILT_IN
 from privfm.plan import Plan
-from privfm_attacks.membership import CAUGHT, CHANCE, FEWEST, allowed_by, strangers
+from privfm_attacks.membership import CAUGHT, FEWEST, judged, strangers
 from privfm_attacks.overfitting import overfit
 from privfm_attacks.signals import SIGNALS, images_of, relative_signals
-from privfm_attacks.telling_apart import ToldApart, tell_apart
+from privfm_attacks.telling_apart import Progress, ToldApart, tell_apart
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
 __all__ = ["ForgetEffort", "Pair", "audit_forgetting", "pair_of"]
@@ -41,7 +41,6 @@ MOST_BYSTANDERS = 120
 
 LOSS = SIGNALS.index("loss")
 
-Progress = Callable[[str, int, int], None]
 Patients = Float[Tensor, "patients each c h w"]
 
 
@@ -98,7 +97,7 @@ def pair_of(run: RunDirectory) -> Pair | None:
                 return Pair(was, run, read_forgotten(run))
         raise RunError(f"{origin.folder}: the run that {run.root} was trained again from is not there; put it back")
     forgotten = read_forgotten(run)
-    if not (forgotten.patients or forgotten.hospitals):
+    if not forgotten:
         return None
     again = [each for each in beside if (of := read_origin(each)) is not None and of.of == run.facts().run]
     newest = max(again, key=lambda each: each.facts().started, default=None)
@@ -204,10 +203,10 @@ def _of_pair(
     if pair.again is None:
         return _not_trained_again(plan, before, findings, figures)
     after = references.told_apart(load_network(pair.again.root), asked, bystanders, rng)
-    findings.append(Finding("trained again, like models that never saw them", not _told(after), _words(after)))
+    findings.append(Finding("trained again, like models that never saw them", not after.beyond_chance, str(after)))
     figures |= _figures("trained again", after)
-    verdict = Verdict.LEAK if _told(after) else Verdict.NO_LEAK_DETECTED
-    sentence = _SENTENCES["told" if _told(after) else "forgotten"] + _of_before(before)
+    verdict = Verdict.LEAK if after.beyond_chance else Verdict.NO_LEAK_DETECTED
+    sentence = _SENTENCES["told" if after.beyond_chance else "forgotten"] + _of_before(before)
     return _result(plan, verdict, sentence, findings, figures)
 
 
@@ -233,37 +232,28 @@ def _same_beginnings(was: RunDirectory, again: RunDirectory, forgotten: Forgotte
     ]
 
 
-def _told(told: ToldApart) -> bool:
-    return told.p < CHANCE and told.low > 0.5
-
-
-def _words(told: ToldApart) -> str:
-    return f"area {told.auc:.3f} (99%: {told.low:.3f} to {told.high:.3f}; p = {told.p:.2g})"
-
-
 def _caught(control: ToldApart) -> Finding:
-    detail = f"of a model trained on who asked out, without noise: {_words(control)}; {CAUGHT} is needed"
-    return Finding("control caught", control.auc >= CAUGHT and _told(control), detail)
+    detail = f"of a model trained on who asked out, without noise: {control}; {CAUGHT} is needed"
+    return Finding("control caught", control.auc >= CAUGHT and control.beyond_chance, detail)
 
 
 def _equivalent_in_rehearsal(rehearsed: ToldApart) -> Finding:
-    detail = f"of a model that never saw them: {_words(rehearsed)}; chance is needed"
-    return Finding("no false alarm", not _told(rehearsed), detail)
+    detail = f"of a model that never saw them: {rehearsed}; chance is needed"
+    return Finding("no false alarm", not rehearsed.beyond_chance, detail)
 
 
 def _not_trained_again(
     plan: Plan, before: ToldApart, findings: list[Finding], figures: dict[str, float]
 ) -> AuditResult:
-    allowed = allowed_by(plan)
-    leaks = before.low > allowed or (not plan.privacy.dp and _told(before))
-    findings = [*findings, Finding("as it stands", not leaks, f"{_words(before)}; allowed {allowed:.3f}")]
-    verdict = Verdict.LEAK if leaks else Verdict.NO_LEAK_DETECTED
-    return _result(plan, verdict, _SENTENCES["withdraw" if leaks else "kept"], findings, figures)
+    stands = judged("as it stands", plan, before)
+    verdict = Verdict.NO_LEAK_DETECTED if stands.passed else Verdict.LEAK
+    sentence = _SENTENCES["kept" if stands.passed else "withdraw"]
+    return _result(plan, verdict, sentence, [*findings, stands], figures)
 
 
 def _of_before(before: ToldApart) -> str:
-    if _told(before):
-        return f"; the model as it stood gives them away ({_words(before)}): withdraw it"
+    if before.beyond_chance:
+        return f"; the model as it stood gives them away ({before}): withdraw it"
     return "; of the model as it stood neither can be told"
 
 

@@ -7,7 +7,6 @@ for, and what is found stays at the hospital.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +22,10 @@ from privfm.federation.stating import BUILT_IN
 from privfm.plan import Plan
 from privfm_attacks.overfitting import overfit
 from privfm_attacks.signals import SIGNALS, images_of, relative_signals
-from privfm_attacks.telling_apart import ToldApart, allowed_auc, roc, tell_apart
+from privfm_attacks.telling_apart import Progress, ToldApart, allowed_auc, roc, tell_apart
 from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict
 
-__all__ = ["CAUGHT", "CHANCE", "FEWEST", "MembershipEffort", "allowed_by", "audit_membership", "strangers"]
+__all__ = ["CAUGHT", "FEWEST", "MembershipEffort", "audit_membership", "judged", "strangers"]
 
 CAUGHT = 0.75
 """Area under the curve that the control must reach, or nothing is concluded."""
@@ -36,11 +35,6 @@ WIDEST = 0.1
 
 FEWEST = 20
 """Patients on a side."""
-
-CHANCE = 0.01
-"""Significance at which a plan without a guarantee counts as told apart."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -192,14 +186,10 @@ def _too_few(inside: int, outside: int) -> AuditResult:
 
 
 def _judged(plan: Plan, told: ToldApart, control: _Control, curve: list[tuple[float, float]]) -> AuditResult:
-    allowed = allowed_by(plan)
+    allowed = _allowed(plan)
     width = (told.high - told.low) / 2
     findings = (
-        Finding(
-            "within what is allowed",
-            told.low <= allowed and not (not plan.privacy.dp and told.p < CHANCE and told.low > 0.5),
-            f"area {told.auc:.3f} (99%: {told.low:.3f} to {told.high:.3f}; p = {told.p:.2g}); allowed {allowed:.3f}",
-        ),
+        judged("within what is allowed", plan, told, allowed),
         Finding(
             "control caught",
             control.told.auc >= CAUGHT,
@@ -242,8 +232,15 @@ def _judged(plan: Plan, told: ToldApart, control: _Control, curve: list[tuple[fl
     )
 
 
-def allowed_by(plan: Plan) -> float:
-    """Return the largest area under a curve that the plan's guarantee allows at any hospital; 1 without one."""
+def judged(check: str, plan: Plan, told: ToldApart, allowed: float | None = None) -> Finding:
+    """Return whether a plan's patients are told apart no better than its guarantee allows; without one, not at all."""
+    allowed = _allowed(plan) if allowed is None else allowed
+    passed = told.low <= allowed and (plan.privacy.dp or not told.beyond_chance)
+    return Finding(check, passed, f"{told}; allowed {allowed:.3f}")
+
+
+def _allowed(plan: Plan) -> float:
+    """The largest area under a curve that the plan's guarantee allows at any hospital; 1 without one."""
     if not plan.privacy.dp:
         return 1.0
     steps = plan.planned_steps

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from privfm import __version__
-from privfm.errors import InputError, PrivfmError, RunError, VerificationError
+from privfm.errors import InputError, PrivfmError, RunError
 from privfm.federation.cohort import gather_cohort
 from privfm.federation.directory import RunDirectory
 from privfm.federation.forgotten import read_forgotten, read_origin
@@ -146,7 +146,7 @@ def _verified(run: RunDirectory) -> tuple[Verdict, Finding]:
         rounds = verify_run(run)
     except RunError as error:
         return Verdict.INCONCLUSIVE, Finding("ledgers", False, str(error))
-    except (VerificationError, PrivfmError) as error:
+    except PrivfmError as error:
         return Verdict.LEAK, Finding("ledgers", False, str(error))
     told = ", ".join(f"{name} {count}" for name, count in rounds.items())
     return Verdict.NO_LEAK_DETECTED, Finding("ledgers", True, f"rounds as in the run's records: {told}")
@@ -261,8 +261,7 @@ def audit_run(root: Path, only: Sequence[str] = (), *, quick: bool = False, obse
 
 def _usual(run: RunDirectory) -> set[str]:
     """Return which audits a run gets when none is asked for: one of forgetting only where somebody asked out."""
-    forgotten = read_forgotten(run)
-    asked_out = bool(forgotten.patients or forgotten.hospitals) or read_origin(run) is not None
+    asked_out = bool(read_forgotten(run)) or read_origin(run) is not None
     return set(AUDITS) if asked_out else set(AUDITS) - {"forget"}
 
 

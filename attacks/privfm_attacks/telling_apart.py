@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +12,22 @@ from privfm.dp.accounting import delta_for
 from privfm.dp.events import SampledGaussian
 from privfm_attacks.pooling import auc
 
-__all__ = ["CONFIDENCE", "ToldApart", "allowed_auc", "roc", "tell_apart"]
+__all__ = ["CONFIDENCE", "Progress", "ToldApart", "allowed_auc", "roc", "tell_apart"]
 
 CONFIDENCE = 0.99
+CHANCE = 0.01
+"""Significance at which somebody counts as told apart."""
+
 RESAMPLES = 2_000
 FEWEST_ALARMS = 10
 """False alarms behind the lowest rate that is told: with fewer, a rate is anecdote."""
 
 _EPSILONS = tuple(float(e) for e in (*np.linspace(0.0, 2.0, 9), *np.linspace(2.5, 16.0, 28)))
 _GRID = np.concatenate([[0.0], np.logspace(-7, 0, 400)])
+
+
+Progress = Callable[[str, int, int], None]
+"""Told a stage, and how much of it is done."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,14 @@ class ToldApart:
     p: float
     found: float
     alarms: float
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether those inside are told from others at all."""
+        return self.p < CHANCE and self.low > 0.5
+
+    def __str__(self) -> str:
+        return f"area {self.auc:.3f} (99%: {self.low:.3f} to {self.high:.3f}; p = {self.p:.2g})"
 
 
 def tell_apart(

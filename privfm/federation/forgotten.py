@@ -44,6 +44,10 @@ class Forgotten:
     patients: Mapping[HospitalId, frozenset[PatientId]] = field(default_factory=dict)
     hospitals: frozenset[HospitalId] = frozenset()
 
+    def __bool__(self) -> bool:
+        """Whether there is anybody."""
+        return bool(self.patients or self.hospitals)
+
     def leaves_out(self, hospital: str | None, patient: str) -> bool:
         """Whether a patient's images at a hospital are left out; where no source names hospitals, at any.
 

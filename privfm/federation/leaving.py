@@ -22,7 +22,7 @@ from privfm.federation.announcement import Announcement, model_hash
 from privfm.federation.directory import RunDirectory, RunFacts
 from privfm.federation.network import Learner, load_network, network_hash, trained, write_trained
 from privfm.federation.records import RoundRecord
-from privfm.federation.stating import hospital_result, make_statement, sums_of, was_probed
+from privfm.federation.stating import hospital_result, statement_from
 from privfm.ids import HospitalId
 from privfm.models import read_tensors, save_backbone
 from privfm.objectives import Reconstructs
@@ -129,15 +129,7 @@ def _check_statement(
         raise VerificationError(f"{path}: is not about this run's hospitals")
     _check_date(stated, facts.run, ledgers, path)
     then = {row.id: _as_stated(ledgers[row.id], facts.run, row, path) for row in stated.hospitals}
-    again = make_statement(
-        plan,
-        then,
-        run=facts.run,
-        private=facts.private,
-        public_data=facts.public_data,
-        probed=was_probed(directory, plan),
-        for_sums=sums_of(directory, plan, then, facts.run),
-    )
+    again = statement_from(directory, plan, then)
     if stated.privfm_version not in (__version__, facts.version):  # words of a third version could not be compared
         raise VerificationError(
             f"{path}: is by privfm {stated.privfm_version}, and the run by {facts.version}; state it again with: "

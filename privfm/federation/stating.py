@@ -26,7 +26,7 @@ from privfm.federation.summed import sum_guarantee
 from privfm.ids import HospitalId
 from privfm.plan import HospitalPlan, Plan
 
-__all__ = ["hospital_result", "make_statement", "state_run", "sums_of", "was_probed"]
+__all__ = ["hospital_result", "make_statement", "state_run", "statement_from", "sums_of"]
 
 PUBLIC = (
     "The default clip norm and bound on losses are measured on procedural images, which show nobody.",
@@ -65,17 +65,23 @@ def state_run(directory: RunDirectory, hospital: str | None = None) -> PrivacySt
         }
         for ledger in ledgers.values():
             declaration_of(ledger, facts.run)
-        whole = make_statement(
-            plan,
-            ledgers,
-            run=facts.run,
-            private=facts.private,
-            public_data=facts.public_data,
-            probed=was_probed(directory, plan),
-            for_sums=sums_of(directory, plan, ledgers, facts.run),
-        )
+        whole = statement_from(directory, plan, ledgers)
     rows = tuple(row for row in whole.hospitals if hospital in (None, row.id))
     return whole.model_copy(update={"hospitals": rows, "audits": _audits(directory)})
+
+
+def statement_from(directory: RunDirectory, plan: Plan, accounts: Mapping[str, Account]) -> PrivacyStatement:
+    """Return the statement of a run as it would be with each hospital's account as given."""
+    facts = directory.facts()
+    return make_statement(
+        plan,
+        accounts,
+        run=facts.run,
+        private=facts.private,
+        public_data=facts.public_data,
+        probed=was_probed(directory, plan),
+        for_sums=sums_of(directory, plan, accounts, facts.run),
+    )
 
 
 def was_probed(directory: RunDirectory, plan: Plan) -> bool:
