@@ -274,8 +274,8 @@ class Spending:
 
     def _recovered(self, entry: Entry) -> None:
         lost = {**entry.body.get("others", {}), entry.body["run"]: entry.body["rounds"]}
-        if min(lost.values()) < 0:
-            raise LedgerError(f"ledger entry {entry.sequence}: a recovery that refunds")
+        if min(lost.values()) < 1:
+            raise LedgerError(f"ledger entry {entry.sequence}: a recovery that charges nothing")
         for run, rounds in lost.items():
             self.runs[run].recovered += rounds
         self._counter(entry)

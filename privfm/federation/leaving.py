@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from privfm.errors import InputError, ModelError, RunError, VerificationError
 from privfm.federation.announcement import Announcement, model_hash
 from privfm.federation.directory import RunDirectory, RunFacts
 from privfm.federation.network import Learner, load_network, network_hash, trained, write_trained
-from privfm.federation.records import RoundRecord
+from privfm.federation.records import PublicLoss, RoundRecord, RunResult
 from privfm.federation.stating import hospital_result, statement_from
 from privfm.ids import HospitalId
 from privfm.models import read_tensors, save_backbone
@@ -48,7 +48,8 @@ def check_leaving(
     * The result's numbers are those of ledgers and records. Its losses of start and noise and its probe are told as
       they are: they were measured once and nothing else holds them.
 
-    A run that is going on, or stopped, is checked as far as it came.
+    A run that is going on, or stopped, is checked as far as it came; one whose result is gone, as one that was stopped
+    before it was written.
     """
     facts = directory.facts()
     _check_roster(directory, plan, facts)
@@ -182,8 +183,10 @@ def _check_result(
         "private": directory.facts().private,
         "hospitals": [asdict(hospital_result(plan, HospitalId(name), then[name], run)) for name in then],
     }
+    if result.keys() != {field.name for field in fields(RunResult)}:
+        raise VerificationError(f"{directory.root / 'result.json'}: holds something else than a result")
     for name, value in wanted.items():
-        if not _alike(result.get(name), value):
+        if not _alike(result[name], value):
             raise VerificationError(f"{directory.root / 'result.json'}: {name} is not what ledgers and records say")
     if isinstance(learner.objective, Reconstructs) and not _ends_with(result, records[-1].public_loss):
         raise VerificationError(f"{directory.root / 'result.json'}: public_loss is not that of the last round")
@@ -191,8 +194,10 @@ def _check_result(
 
 def _ends_with(result: Mapping[str, Any], loss: float) -> bool:
     """Whether the trained model's loss is that of the last round, measured a second time."""
-    told = result.get("public_loss", {}).get("trained")
-    return isinstance(told, float) and math.isclose(told, loss, rel_tol=_LOSS_ROUNDING)
+    told = result["public_loss"]
+    if not isinstance(told, dict) or told.keys() != {field.name for field in fields(PublicLoss)}:
+        return False
+    return isinstance(told["trained"], float) and math.isclose(told["trained"], loss, rel_tol=_LOSS_ROUNDING)
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -385,6 +385,7 @@ def test_a_chain_whose_meaning_is_wrong_is_refused(ledger: Ledger, path: Path) -
         ("charge", {"run": "unknown", "round": 0, "attempt": 0, "context": "00"}),
         ("charge", {"run": "run", "round": 0}),
         ("recovered", {"run": "run", "rounds": -5, "counter": 9}),
+        ("recovered", {"run": "run", "rounds": 0, "counter": 9}),
         ("counter", {"counter": 0}),
         ("closed", {"charge": 1, "outcome": "released", "transcript": None}),
         ("genesis", {"hospital": "north"}),

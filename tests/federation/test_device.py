@@ -1,23 +1,29 @@
-"""Micro-batches fit the memory set aside, whatever the backbone."""
+"""Hospitals compute on the device that was picked; micro-batches fit the memory set aside, whatever the backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from other_device import ELSEWHERE, Elsewhere, other_device
 from torch import Tensor
 
 from privfm.data import load_images
+from privfm.dp.clipping import ClippingEngine
+from privfm.dp.coins import InjectedCoins
 from privfm.errors import PlanError
-from privfm.federation import device, unit_batches
+from privfm.federation import device, simulation, unit_batches
 from privfm.federation.device import micro_batch_of, pick_device, units_at_a_time
 from privfm.federation.network import build_learner
 from privfm.federation.planning import complete_plan
+from privfm.federation.training import train
 from privfm.federation.unit_batches import UnitSource
 from privfm.ids import HospitalId
+from privfm.models import read_tensors
 from privfm.plan import Plan
 
 CPU = torch.device("cpu")
@@ -94,3 +100,42 @@ def test_a_micro_batch_is_a_quarter_of_what_a_step_expects(tiny_plan: Callable[.
         tiny_plan(), {HospitalId(name): units for name, units in (("a", 60), ("b", 5), ("c", 900))}, 1.0
     )
     assert [micro_batch_of(plan, hospital, 64) for hospital in plan.hospitals] == [8, 1, 64]
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "mae": {"model": {"trainable": "all"}, "privacy": {"clip_quantile": 0.5}},
+    "simmim": {"model": {"trainable": "lora"}},
+    "simsiam": {"objective": {"public": 4, "width": 8, "hidden": 16}, "model": {"trainable": "last-1"}},
+    "byol": {"objective": {"public": 4, "width": 8, "hidden": 16}, "evaluation": {"local_loss": True, "probe": False}},
+    "dino": {"objective": {"public": 4, "width": 8, "hidden": 16, "prototypes": 8}, "optimizer": {"name": "sgd"}},
+    "simclr": {"objective": {"negatives": 4, "width": 8, "hidden": 16}},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_another_device_is_the_same(
+    name: str, tiny_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of a step is left on the CPU by mistake: the pretended device refuses that, as a GPU would."""
+    sections: dict[str, Any] = {"evaluation": {"probe": False}, **RUNS[name]}
+    sections["objective"] = {"name": name, **sections.get("objective", {})}
+    plan = tiny_plan(**sections, federation={"rounds": 1, "local_steps": 2, "retry_rounds": 1})
+    where, add = [], ClippingEngine.add
+
+    def watched(engine: ClippingEngine, *args: Any) -> None:
+        where.append(type(engine._parameters[0].data))
+        add(engine, *args)
+
+    monkeypatch.setattr(ClippingEngine, "add", watched)
+
+    def model(out: Path) -> dict[str, Tensor]:
+        train(plan, out, coins_of=lambda hospital: InjectedCoins(hospital.encode()))
+        return read_tensors(out / "model.safetensors")
+
+    here, computed_here = model(tmp_path / "here"), len(where)
+    monkeypatch.setattr(simulation, "pick_device", lambda device_name: ELSEWHERE)
+    with other_device():
+        there = model(tmp_path / "there")
+    assert set(where[:computed_here]) == {Tensor}
+    assert set(where[computed_here:]) == {Elsewhere}
+    torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)  # two strides may be added up in another order

@@ -317,6 +317,10 @@ def test_a_changed_statement_is_told(directory: RunDirectory, change: Callable[[
         lambda it: it.update(private=False),
         lambda it: it["public_loss"].update(trained=0.1),
         lambda it: it.update(public_loss={}),
+        lambda it: it.update(public_loss=None),
+        lambda it: it["public_loss"].update(other=0.1),
+        lambda it: it.pop("seconds"),
+        lambda it: it.update(epsilon=1.0),
     ],
 )
 def test_a_changed_result_is_told(directory: RunDirectory, change: Callable[[Any], Any]) -> None:
@@ -372,7 +376,6 @@ def test_resuming_a_finished_run_changes_nothing(directory: RunDirectory) -> Non
         "model.safetensors",
         "config.json",
         "privacy.json",
-        "result.json",
     ],
 )
 def test_a_damaged_file_is_something_that_was_verified(directory: RunDirectory, name: str) -> None:

@@ -1,8 +1,0 @@
-"""The named adversaries in tests/simulators are imported as top-level modules."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "simulators"))
