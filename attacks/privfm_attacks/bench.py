@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from privfm.dp.coins import Coins, InjectedCoins
 from privfm.federation.network import Learner
@@ -19,7 +20,7 @@ from privfm.federation.releases import Releases
 from privfm.federation.unit_batches import UnitBatch
 from privfm.plan import HospitalPlan, Plan
 
-__all__ = ["INPUTS", "OUTPUTS", "Bench", "Dial", "KnownUnits", "distinct_hospitals"]
+__all__ = ["INPUTS", "OUTPUTS", "Bench", "Dial", "KnownUnits", "distinct_hospitals", "orthonormal"]
 
 INPUTS, OUTPUTS = 64, 192
 """Of the one layer on the bench: 12,288 numbers, enough to tell noise from noise at half the variance."""
@@ -67,9 +68,9 @@ class _Known:
     """A loss for each unit whose gradient is known, whatever the weights are: a row of a table times an input."""
 
     def __init__(
-        self, rows: Float[Tensor, "units outputs"], calls: int, columns: Int64[Tensor, " units"] | None
+        self, rows: Float[Tensor, "units outputs"], calls: int, inputs: Float[Tensor, "units inputs"] | None
     ) -> None:
-        self.rows, self.calls, self.columns = rows, calls, columns
+        self.rows, self.calls, self.inputs = rows, calls, inputs
 
     def unit_losses(
         self, network: nn.Module, views: Tensor, rngs: list[np.random.Generator]
@@ -80,9 +81,17 @@ class _Known:
         return losses
 
     def _inputs(self, places: Int64[Tensor, " units"]) -> Float[Tensor, "units inputs"]:
-        if self.columns is None:
-            return torch.full((len(places), INPUTS), INPUTS**-0.5)
-        return torch.nn.functional.one_hot(self.columns[places], INPUTS).float()
+        return torch.full((len(places), INPUTS), INPUTS**-0.5) if self.inputs is None else self.inputs[places]
+
+
+def orthonormal(
+    places: Int64[Tensor, " units"],
+) -> tuple[Float[Tensor, "units outputs"], Float[Tensor, "units inputs"]]:
+    """Rows and inputs of units each of which pulls one weight alone, the one at its place."""
+    rows, inputs = (
+        functional.one_hot(part, size) for part, size in ((places // INPUTS, OUTPUTS), (places % INPUTS, INPUTS))
+    )
+    return rows.float(), inputs.float()
 
 
 def distinct_hospitals(plan: Plan) -> tuple[HospitalPlan, ...]:
@@ -117,15 +126,15 @@ class Bench:
         units: int | None = None,
         calls: int = 1,
         micro_batch: int = 3,
-        columns: Int64[Tensor, " units"] | None = None,
+        inputs: Float[Tensor, "units inputs"] | None = None,
     ) -> Releases:
         """The real thing, on `units` units (as many as rows by default).
 
         Args:
-            columns: for each unit, the one input that its gradient belongs to; all inputs alike by default.
+            inputs: what the layer sees of each unit, whose gradient is the product of the two; all alike by default.
         """
         source = KnownUnits(len(rows) if units is None else units, micro_batch)
-        learner = Learner(cast(Any, Dial(calls)), cast(Any, _Known(rows, calls, columns)), self.plan)
+        learner = Learner(cast(Any, Dial(calls)), cast(Any, _Known(rows, calls, inputs)), self.plan)
         return Releases(self.plan, self.mechanism, source, learner, coins, _Silent(Path()))
 
     def gradient(self, rows: Tensor, label: str = "bench", *, units: int | None = None, calls: int = 1) -> Tensor:

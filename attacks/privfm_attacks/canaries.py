@@ -18,8 +18,9 @@ from privfm.dp.accounting import epsilon
 from privfm.dp.coins import SystemCoins
 from privfm.federation.planning import mechanism_of
 from privfm.plan import HospitalPlan, Plan
-from privfm_attacks.bench import INPUTS, OUTPUTS, Bench, distinct_hospitals
+from privfm_attacks.bench import INPUTS, OUTPUTS, Bench, distinct_hospitals, orthonormal
 from privfm_attacks.bounds import clopper_pearson_bound, epsilon_of_mu, gaussian_pair_bound, mu_of_errors, one_run_bound
+from privfm_attacks.downstream import Downstream, look_downstream
 from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict, histogram
 
 __all__ = ["CONFIDENCE", "audit_canaries"]
@@ -56,11 +57,13 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
     alpha = (1 - CONFIDENCE) / len(equal)
     rows = [_audit_hospital(plan, hospital, canaries, alpha) for hospital in equal]
     worst = max(rows, key=lambda row: row.bound - row.claim)
+    further = look_downstream(plan, worst.hospital, canaries, alpha)
     return AuditResult(
         name="canaries",
         verdict=_verdict(rows),
         sentence=f"at least epsilon = {worst.bound:.2f} with {CONFIDENCE:.0%} confidence; could have seen up to "
-        f"{worst.ceiling:.3g}; half the noise would show {worst.halved:.2f}; "
+        f"{worst.ceiling:.3g}; half the noise would show {worst.halved:.2f}; sums over hospitals alone show "
+        f"{further.sums:.2f}; "
         + (
             f"claimed {worst.claim:.2f}"
             if plan.privacy.dp
@@ -69,7 +72,7 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
         attacker="one who sees every noised step sum of a hospital before masking, and put canaries into its data",
         null_means="It does not show that images are as hard to tell apart as the bound allows, nor that epsilon is as "
         "small as the bound: it shows that these canaries could not tell more.",
-        findings=tuple(finding for row in rows for finding in row.findings),
+        findings=(*(finding for row in rows for finding in row.findings), *_downstream(worst.hospital.id, further)),
         figures={
             "bound": worst.bound,
             "confidence": CONFIDENCE,
@@ -80,6 +83,12 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
             "clopper_pearson": worst.clopper_pearson,
             "clopper_pearson_ceiling": _clopper_pearson_ceiling(canaries // 2, plan.privacy.delta, alpha),
             "one_run": worst.one_run,
+            "updates": further.updates,
+            "updates_ceiling": further.updates_ceiling,
+            "sums": further.sums,
+            "sums_ceiling": further.sums_ceiling,
+            "canary_clients": further.clients,
+            "downstream_rounds": further.rounds,
         },
         plots=(
             Plot(
@@ -89,13 +98,33 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
                 "tells of one",
                 histogram({"inside": worst.scores.inside, "outside": worst.scores.outside}),
             ),
+            Plot(
+                "Scores of the same kind of canaries in sums over hospitals",
+                "how far the sums went down a canary's gradient, in standard deviations of other weights",
+                "what is left of it for a coordinator, once optimisers and other hospitals' noise came between",
+                histogram(further.scores),
+            ),
+        ),
+    )
+
+
+def _downstream(hospital: str, seen: Downstream) -> tuple[Finding, ...]:
+    """For information: views in which optimiser and average weaken canaries decide nothing."""
+    of = f"{hospital}, {seen.rounds} rounds: epsilon is at least"
+    return (
+        Finding("seen in updates", True, f"{of} {seen.updates:.2f}; {seen.updates_ceiling:.3g} without noise"),
+        Finding("seen in sums", True, f"{of} {seen.sums:.2f}; {seen.sums_ceiling:.3g} without noise"),
+        Finding(
+            "seen in the final model",
+            True,
+            f"{hospital}, {seen.rounds} rounds: canary clients estimate epsilon = {seen.clients:.2f}; no bound",
         ),
     )
 
 
 @dataclass(frozen=True)
 class _Row:
-    hospital: str
+    hospital: HospitalPlan
     scores: _Scores
     claim: float
     bound: float
@@ -111,13 +140,14 @@ class _Row:
             Finding(
                 "bound within the claim",
                 self.bound <= self.claim,
-                f"{self.hospital}: epsilon is at least {self.bound:.2f} by normal scores, {self.clopper_pearson:.2f} "
-                f"by error counts, {self.one_run:.2f} whatever the scores; claimed {self.claim:.2f}",
+                f"{self.hospital.id}: epsilon is at least {self.bound:.2f} by normal scores, "
+                f"{self.clopper_pearson:.2f} by error counts, {self.one_run:.2f} whatever the scores; claimed "
+                f"{self.claim:.2f}",
             ),
             Finding(
                 "control caught",
                 self.control > self.claim,
-                f"{self.hospital}: without noise to speak of the same canaries show {self.control:.3g}",
+                f"{self.hospital.id}: without noise to speak of the same canaries show {self.control:.3g}",
             ),
         )
 
@@ -140,7 +170,7 @@ def _audit_hospital(plan: Plan, hospital: HospitalPlan, canaries: int, alpha: fl
         again = _score(Bench(plan, hospital), canaries, steps)
         bound = min(bound, gaussian_pair_bound(again.inside, again.outside, delta, alpha))
     return _Row(
-        hospital=hospital.id,
+        hospital=hospital,
         scores=scores,
         claim=claim,
         bound=bound,
@@ -171,8 +201,8 @@ def _score(bench: Bench, canaries: int, steps: int) -> _Scores:
     coins = SystemCoins()
     included = coins.stream("inclusion").words(canaries) % 2 == 1
     places = torch.from_numpy(np.flatnonzero(included))
-    rows = torch.nn.functional.one_hot(places // INPUTS, OUTPUTS).float() * bench.mechanism.clip_norm
-    releases = bench.releases(rows, coins, micro_batch=len(rows), columns=places % INPUTS)
+    rows, inputs = orthonormal(places)
+    releases = bench.releases(rows * bench.mechanism.clip_norm, coins, micro_batch=len(rows), inputs=inputs)
     declared = mechanism_of(bench.plan, bench.hospital)
     rate, variance = declared.sample_rate, declared.gradient_noise_multiplier**2
     values = np.zeros(canaries)

@@ -27,7 +27,7 @@ from privfm.dp.coins import Coins, SystemCoins
 from privfm.dp.events import SampledGaussian
 from privfm.dp.mechanism import WIDEST, StepMechanism
 from privfm.federation.planning import mechanism_of
-from privfm_attacks.bench import INPUTS, OUTPUTS, Bench
+from privfm_attacks.bench import INPUTS, OUTPUTS, Bench, orthonormal
 
 __all__ = [
     "CANDIDATES",
@@ -136,8 +136,8 @@ def _run_bench(bench: Bench, steps: int, share: float, coins: Coins) -> Picked:
     noisy.mechanism = replace(declared, noise_multiplier=declared.noise_multiplier * share)
     chosen = (coins.stream("inclusion").uniform(GROUPS) * CANDIDATES).astype(np.int64)
     places = torch.from_numpy(np.arange(GROUPS) * CANDIDATES + chosen)
-    rows = torch.nn.functional.one_hot(places // INPUTS, OUTPUTS).float() * declared.clip_norm * 2 * WIDEST
-    releases = noisy.releases(rows, coins, micro_batch=GROUPS, columns=places % INPUTS)
+    rows, inputs = orthonormal(places)
+    releases = noisy.releases(rows * declared.clip_norm * 2 * WIDEST, coins, micro_batch=GROUPS, inputs=inputs)
     scores, drawn = np.zeros((GROUPS, CANDIDATES)), np.zeros(GROUPS, dtype=bool)
     for step in range(steps):
         clip_norm = releases.mechanism.clip_norm
