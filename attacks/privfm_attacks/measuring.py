@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Bool
 
 from privfm.federation.planning import mechanism_of, update_weight
 from privfm.plan import Plan
 from privfm_attacks.disaggregation import METHODS
 from privfm_attacks.distribution import FinalModel, read_final_models
 from privfm_attacks.participation import Participation, leaving_out_in_turn
-from privfm_attacks.pooling import Pooled, Scored, pool
-from privfm_attacks.rehearsal import Hospitals, rehearse
+from privfm_attacks.pooling import Pooled, Scored, auc, pool
+from privfm_attacks.rehearsal import Hospitals, Rehearsed, rehearse
 from privfm_attacks.stand_in import Bank, StandIn
 
 __all__ = ["CONTROL_HOSPITALS", "SHARE", "SHARES_OF_ALL", "Effort", "Told", "measure"]
@@ -28,6 +29,11 @@ SHARES_OF_ALL = (0.4, 0.6)
 """Of all patients, between which the final model is to tell: closer, since there are many patients."""
 
 CONTROL_HOSPITALS, CONTROL_UNITS = 8, 12
+
+POINTS = 15
+"""Of a curve over rounds."""
+
+Labels = Bool[np.ndarray, " hospitals"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,16 @@ class Effort:
 
 @dataclass(frozen=True)
 class Told:
-    """What sums of one pattern of participation told, by every method of disaggregation."""
+    """What sums of one pattern of participation told, by every method of disaggregation.
+
+    Args:
+        over_rounds: per cent of the sums that were seen, with the area that the decisive method made of them alone.
+    """
 
     by: dict[str, Pooled]
     rank: int
     hospitals: int
+    over_rounds: tuple[tuple[float, float], ...]
 
     @property
     def decisive(self) -> Pooled:
@@ -138,7 +149,7 @@ class _Rehearsals:
             name: pool([Scored(method(run.weights, run.readings), labels) for run, labels in runs], self.rng)
             for name, method in METHODS.items()
         }
-        return Told(by, participations[0].rank, len(hospitals))
+        return Told(by, participations[0].rank, len(hospitals), _over_rounds(runs))
 
     def _final(self, hospitals: Hospitals) -> FinalModel:
         planned = self.plan.federation.rounds
@@ -146,6 +157,16 @@ class _Rehearsals:
         steps = hospitals.steps * max(1, round(planned / rounds))
         stretched = replace(hospitals, steps=steps, share=SHARES_OF_ALL)
         return read_final_models(self.stand_in, self.bank, stretched, rounds, self.effort.models, self.rng)
+
+
+def _over_rounds(runs: Sequence[tuple[Rehearsed, Labels]]) -> tuple[tuple[float, float], ...]:
+    """How well hospitals are told apart by the first sums, mean over federations."""
+    sums = len(runs[0][0].readings)
+    points = []
+    for seen in sorted(set(np.linspace(1, sums, POINTS).round().astype(int).tolist())):
+        areas = [auc(METHODS[DECIDES](run.weights[:seen], run.readings[:seen]), labels) for run, labels in runs]
+        points.append((100.0 * seen / sums, float(np.mean(areas))))
+    return tuple(points)
 
 
 _CONTROL = Hospitals(

@@ -25,7 +25,7 @@ from privfm.plan import Plan
 from privfm_attacks.distribution import FinalModel
 from privfm_attacks.measuring import CONTROL_HOSPITALS, SHARE, SHARES_OF_ALL, Effort, Told, measure
 from privfm_attacks.participation import Participation, whole_cohort
-from privfm_attacks.verdicts import AuditResult, Finding, Verdict
+from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict
 
 __all__ = ["ALPHA", "CAUGHT", "CLEAR", "audit_property"]
 
@@ -55,7 +55,26 @@ def audit_property(plan: Plan, participation: Participation | None = None, effor
         "hidden: it was rehearsed with one that is plain to see, on a small stand-in for the network.",
         findings=tuple(_findings(told, final)),
         figures=_figures(told, final),
+        plots=(_over_rounds(told),),
     )
+
+
+def _over_rounds(told: Mapping[str, Told]) -> Plot:
+    curves = {_CURVES[name]: list(each.over_rounds) for name, each in told.items()}
+    return Plot(
+        "Of two hospitals, which has the property: area under the curve, as sums come in",
+        "sums seen, in per cent of a run",
+        "at 0.5 nothing is known; a curve that climbs says that every further round gives hospitals away",
+        curves,
+    )
+
+
+_CURVES = {
+    "run": "this run's sums",
+    "in turn": "hospitals left out in turn",
+    "control": "no noise, half in every sum",
+    "everybody": "no noise, all in every sum",
+}
 
 
 def _prospect(in_turn: Told) -> str:

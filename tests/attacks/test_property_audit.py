@@ -63,10 +63,7 @@ def half(rng: np.random.Generator, rounds: int = 16) -> Participation:
     return Participation(NAMES, tuple(drawn))
 
 
-def pooled(
-    stand_in: StandIn, bank: Bank, hospitals: Hospitals, *, shuffled: bool = False, federations: int = 5
-) -> Pooled:
-
+def pooled(stand_in: StandIn, bank: Bank, hospitals: Hospitals, *, shuffled: bool = False) -> Pooled:
     rng, found = np.random.default_rng(0), []
     for _ in range(4):
         labels = rng.permutation(8) < 4
@@ -149,6 +146,11 @@ def test_an_audit_of_a_plan() -> None:
     assert result.figures["control_auc"] >= 0.9
     assert result.figures["control_p"] < 0.01
     assert "rank 1 of 5" in result.sentence
+    (over_rounds,) = result.plots
+    curves = {name: [area for _, area in points] for name, points in over_rounds.curves.items()}
+    assert curves["no noise, half in every sum"][0] < 0.8 < curves["no noise, half in every sum"][-1]
+    assert curves["no noise, half in every sum"][-1] == pytest.approx(result.figures["control_auc"])
+    assert set(curves["no noise, all in every sum"]) == set(curves["this run's sums"]) == {0.5}
     json.dumps(result.to_json(), allow_nan=False)
 
 
@@ -177,7 +179,7 @@ def test_an_attack_that_cannot_see_is_inconclusive(monkeypatch: pytest.MonkeyPat
 
 
 def told(auc: float, low: float, p: float, rank: int = 1) -> Told:
-    return Told({"ridge": Pooled(auc, low, 1.0, p)}, rank, 8)
+    return Told({"ridge": Pooled(auc, low, 1.0, p)}, rank, 8, ())
 
 
 SEEN, BLIND = told(0.97, 0.93, 0.001, 8), told(0.5, 0.5, 1.0)
