@@ -9,17 +9,20 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from privfm_attacks.rebuilding import Way
+from privfm_attacks.rebuilding import Rebuilt, Way
 from privfm_attacks.verdicts import Picture
 
-__all__ = ["picture_of"]
+__all__ = ["pictures_of"]
 
 
-def picture_of(way: Way) -> Picture:
-    """Return the reconstruction in the middle, beside the image of nobody that it is of."""
-    one = way.typical()
-    original, rebuilt = map(_data_address, one.pixels())
-    return Picture(f"{way.name}: {one.psnr:.0f} dB", original, rebuilt)
+def pictures_of(way: Way) -> tuple[Picture, Picture]:
+    """Return the reconstruction in the middle and the best one, beside the images of nobody that they are of."""
+    middle, best = way.shown()
+    return _picture(f"{way.name}: {middle.psnr:.0f} dB", middle), _picture(f"the best: {best.psnr:.0f} dB", best)
+
+
+def _picture(name: str, one: Rebuilt) -> Picture:
+    return Picture(name, *map(_data_address, one.pixels()))
 
 
 def _data_address(picture: Float[np.ndarray, "c h w"]) -> str:

@@ -94,9 +94,10 @@ class Way:
         hits = sum(one.psnr > one.baseline for one in self.rebuilt)
         return hits / len(self.rebuilt), *share_interval(hits, len(self.rebuilt), alpha)
 
-    def typical(self) -> Rebuilt:
-        """Return a reconstruction in the middle."""
-        return sorted(self.rebuilt, key=lambda one: one.psnr)[len(self.rebuilt) // 2]
+    def shown(self) -> tuple[Rebuilt, Rebuilt]:
+        """Return the reconstruction in the middle, and the best."""
+        ordered = sorted(self.rebuilt, key=lambda one: one.psnr)
+        return ordered[len(ordered) // 2], ordered[-1]
 
 
 class Closed:

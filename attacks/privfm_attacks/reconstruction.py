@@ -22,7 +22,7 @@ from privfm.plan import HospitalPlan, OptimizerPlan, Plan
 from privfm_attacks.bench import distinct_hospitals
 from privfm_attacks.identification import CANDIDATES, Picked, share_interval
 from privfm_attacks.informed import CAUGHT, STEPS, Identified, check_network, identify, pick_by_network, plot_of, told
-from privfm_attacks.pictures import picture_of
+from privfm_attacks.pictures import pictures_of
 from privfm_attacks.rebuilding import NULLS, Closed, Iterated, Way
 from privfm_attacks.target import VULNERABLE, Gallery, small, vulnerable, without_closed_form
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
@@ -111,7 +111,7 @@ def audit_reconstruction(
         findings=(*(each for one in found for each in one.findings), *checks, *_notes(images, learner)),
         figures=_figures(worst, images, real),
         plots=(plot_of(worst, plan),),
-        pictures=tuple(picture_of(way) for way in images.shown),
+        pictures=tuple(picture for way in images.shown for picture in pictures_of(way)),
     )
 
 

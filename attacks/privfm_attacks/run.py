@@ -32,7 +32,7 @@ from privfm_attacks.reconstruction import ReconstructionEffort, audit_reconstruc
 from privfm_attacks.transcript import audit_transcript
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
-__all__ = ["AUDITS", "FILE", "Audit", "Report", "Subject", "audit_run", "rehearse"]
+__all__ = ["AUDITS", "FILE", "LOCAL", "Audit", "Report", "Subject", "audit_run", "rehearse"]
 
 FILE, LOCAL = "audit.json", "hospitals/audit.json"
 

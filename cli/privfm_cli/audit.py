@@ -55,7 +55,7 @@ def audit(
     else:
         _tell(report)
     if run is not None:
-        _put_into_page(run)
+        _put_into_pages(run, report)
     if report.failed:
         after = "" if run is None else f"; do not publish this model, see {run / 'audit.json'}"
         raise VerificationError(f"{', '.join(report.failed)}: not passed{after}")
@@ -80,9 +80,13 @@ def _rehearsed(plan: Path | None, only: list[str], *, quick: bool) -> Report:
         return rehearse(plan_from(plan, {}), only, quick=quick, observer=observer)
 
 
-def _put_into_page(run: Path) -> None:
-    from privfm.report import write_report
+def _put_into_pages(run: Path, report: Report) -> None:
+    from privfm_attacks.run import LOCAL
 
+    from privfm.report import write_audit_page, write_report
+
+    if any(result.local for result in report.audits):
+        say(f"figures of patients' images stay at the hospital: {write_audit_page(run / LOCAL)}")
     try:
         write_report(run)
     except PrivfmError as error:  # of a damaged run; the audits have been told

@@ -56,7 +56,7 @@ class _Audit(_Read):
     null_means: str
     findings: tuple[Finding, ...]
     plots: tuple[_Plot, ...] = ()
-    pictures: Annotated[tuple[Picture, ...], Field(max_length=16)] = ()
+    pictures: Annotated[tuple[Picture, ...], Field(max_length=32)] = ()
 
 
 class _Audits(_Read):

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from privfm import __version__
 from privfm.federation.records import Interval, ProbeComparison, PublicLoss
 from privfm.files import write_atomic
 from privfm.objectives import Reconstructs, get_objective
@@ -20,6 +14,7 @@ from privfm.plan import Plan
 from privfm.report.audits import AuditsShown, read_audits
 from privfm.report.charts import WIDE, BarChart, LineChart, Reference, bar_chart, line_chart
 from privfm.report.reconstructions import Reconstruction, reconstruct_public_images
+from privfm.report.rendering import rendered
 from privfm.report.run_directory import RunDirectory, read_run
 from privfm.report.verdict import probe_verdict, public_loss_verdict
 from privfm.report.words import short, size
@@ -56,22 +51,11 @@ def write_report(directory: Path) -> Path:
 
 def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...], audits: AuditsShown | None = None) -> str:
     """Return the page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("privfm.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(size=size, short=short)
-    style = _style(environment)
     probe, loss = _probe(run.result), _public_loss(run.result)
-    return environment.get_template("page.html.j2").render(
+    return rendered(
+        "page.html.j2",
         run=run,
         title=f"Training report: {Path(run.plan.data.source).name}",
-        version=__version__,
-        style=Markup(style),  # noqa: S704 - our own file
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         figures=_figures(run, probe),
         hospitals=run.result["hospitals"] if run.result else (),
         epsilon_chart=_epsilon_chart(run),
@@ -204,8 +188,3 @@ def _hidden_share(plan: Plan) -> float:
     """Return how much of a picture was hidden from the network that rebuilt it; 0 where none rebuilds."""
     objective = get_objective(plan.objective.name, **plan.objective.options)
     return objective.mask_ratio if isinstance(objective, Reconstructs) else 0.0
-
-
-def _style(environment: Environment) -> str:
-    source, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
-    return source

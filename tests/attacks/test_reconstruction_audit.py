@@ -14,7 +14,7 @@ from PIL import Image
 from privfm_attacks import rebuilding as rebuilding_module
 from privfm_attacks.identification import Picked
 from privfm_attacks.informed import Identified
-from privfm_attacks.pictures import picture_of
+from privfm_attacks.pictures import pictures_of
 from privfm_attacks.rebuilding import Rebuilt, Way
 from privfm_attacks.reconstruction import CLEAR, ReconstructionEffort, audit_reconstruction
 from privfm_attacks.verdicts import AuditResult, Verdict
@@ -70,7 +70,7 @@ def test_a_sound_plan_passes_beside_its_controls() -> None:
     (plot,) = result.plots
     assert min(rate for _, rate in plot.curves["allowed"]) == pytest.approx(figures["bound"], rel=0.02)
     assert plot.curves["picked"][0][1] == figures["rate"]
-    assert len(result.pictures) == 8
+    assert len(result.pictures) == 16
     assert float(result.pictures[0].name.split()[-2]) > CLEAR > float(result.pictures[-1].name.split()[-2])
 
 
@@ -136,13 +136,14 @@ def test_limits_and_not_rates_are_held_against_the_bound() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_show_the_image_in_the_middle(channels: int) -> None:
+def test_pictures_show_the_image_in_the_middle_and_the_best(channels: int) -> None:
     original = torch.linspace(-1, 1, 4 * 4 * channels).reshape(channels, 4, 4)
     where = torch.arange(4).reshape(1, 1, 4).expand(channels, 4, 4) > 0
     average = torch.zeros_like(original)
-    rebuilt = [Rebuilt(0, original, original + error, average, where) for error in (0.0, 0.2, 4.0)]
-    picture = picture_of(Way("way", "a way", tuple(rebuilt)))
-    assert picture.name == "a way: 20 dB"
+    rebuilt = [Rebuilt(0, original, original + error, average, where) for error in (0.02, 0.2, 4.0)]
+    picture, best = pictures_of(Way("way", "a way", tuple(rebuilt)))
+    assert (picture.name, best.name) == ("a way: 20 dB", "the best: 40 dB")
+    assert (best.original == picture.original, best.rebuilt == picture.rebuilt) == (True, False)
     shown = [decoded(picture.original, channels), decoded(picture.rebuilt, channels)]
     assert (shown[0].min(), shown[0].max()) == (0.0, 1.0)
     assert np.allclose(shown[1][..., 1:], (shown[0] + 0.1).clip(max=1.0)[..., 1:], atol=0.01)

@@ -10,7 +10,7 @@ import pytest
 from made_run import make_run
 
 from privfm.errors import RunError
-from privfm.report import write_report
+from privfm.report import write_audit_page, write_report
 from privfm.report.audits import read_audits
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -45,6 +45,26 @@ def test_the_page_tells_verdicts_checks_plots_and_pictures(tmp_path: Path) -> No
     assert 'text-anchor="middle">score</text>' in html
     assert html.count(PIXEL) == 2
     assert "Left out for want of time: half of the views." in html
+
+
+def test_many_pictures_come_in_rows_of_eight(tmp_path: Path) -> None:
+    pictures = [{"name": f"number {place}", "original": PIXEL, "rebuilt": PIXEL} for place in range(11)]
+    html = page(tmp_path, audit(pictures=pictures))
+    assert html.count('<div class="pictures">') == page(tmp_path / "other", audit()).count('<div class="pictures">') + 1
+    assert html.count(PIXEL) == 22
+
+
+def test_what_stays_at_the_hospital_is_a_page_of_its_own(tmp_path: Path) -> None:
+    source = tmp_path / "audit.json"
+    source.write_text(json.dumps({"audits": [audit(local=True)]}))
+    path = write_audit_page(source)
+    html = path.read_text()
+    assert path == tmp_path / "audit.html"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "STAYS AT THE HOSPITAL" in html
+    assert "FAILED bound within the claim: 9 of 8" in html
+    assert "at least epsilon = 9 &lt;b&gt;" in html
+    assert "<script" not in html
 
 
 def test_without_audits_there_is_no_section(tmp_path: Path) -> None:
