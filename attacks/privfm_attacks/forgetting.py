@@ -29,17 +29,16 @@ from privfm.federation.forgotten import Forgotten, read_forgotten, read_origin
 from privfm.federation.network import Learner, load_network, network_hash
 from privfm.federation.stating import BUILT_IN
 from privfm.plan import Plan
-from privfm_attacks.membership import CAUGHT, FEWEST, judged, strangers
+from privfm_attacks.claims import Claim
+from privfm_attacks.membership import CAUGHT, FEWEST, strangers
 from privfm_attacks.overfitting import overfit
-from privfm_attacks.signals import SIGNALS, images_of, relative_signals
+from privfm_attacks.signals import images_of, relative_signals
 from privfm_attacks.telling_apart import Progress, ToldApart, tell_apart
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
 __all__ = ["ForgetEffort", "Pair", "audit_forgetting", "pair_of"]
 
 MOST_BYSTANDERS = 120
-
-LOSS = SIGNALS.index("loss")
 
 Patients = Float[Tensor, "patients each c h w"]
 
@@ -158,7 +157,7 @@ class _References:
         return tell_apart(self._relative(learner, asked), self._relative(learner, bystanders), rng)
 
     def _relative(self, learner: Learner, patients: Patients) -> Float[np.ndarray, " patients"]:
-        each = [relative_signals(learner, model, patients, self.draws)[:, LOSS] for model in self.models]
+        each = [relative_signals(learner, model, patients, self.draws, ["loss"])[:, 0] for model in self.models]
         return np.asarray(np.mean(each, axis=0))
 
 
@@ -245,7 +244,7 @@ def _equivalent_in_rehearsal(rehearsed: ToldApart) -> Finding:
 def _not_trained_again(
     plan: Plan, before: ToldApart, findings: list[Finding], figures: dict[str, float]
 ) -> AuditResult:
-    stands = judged("as it stands", plan, before)
+    stands = Claim.of(plan).judge("as it stands", before)
     verdict = Verdict.NO_LEAK_DETECTED if stands.passed else Verdict.LEAK
     sentence = _SENTENCES["kept" if stands.passed else "withdraw"]
     return _result(plan, verdict, sentence, [*findings, stands], figures)

@@ -7,6 +7,7 @@ for, and what is found stays at the hospital.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +18,15 @@ from torch import Tensor
 from privfm.data import ImageSet, load_images
 from privfm.federation.cohort import Cohort
 from privfm.federation.network import Learner
-from privfm.federation.planning import mechanism_of
 from privfm.federation.stating import BUILT_IN
 from privfm.plan import Plan
+from privfm_attacks.claims import Claim
 from privfm_attacks.overfitting import overfit
 from privfm_attacks.signals import SIGNALS, images_of, relative_signals
-from privfm_attacks.telling_apart import Progress, ToldApart, allowed_auc, roc, tell_apart
+from privfm_attacks.telling_apart import Progress, ToldApart, roc, tell_apart
 from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict
 
-__all__ = ["CAUGHT", "FEWEST", "MembershipEffort", "audit_membership", "judged", "strangers"]
+__all__ = ["CAUGHT", "FEWEST", "MembershipEffort", "audit_membership", "strangers", "tell_members"]
 
 CAUGHT = 0.75
 """Area under the curve that the control must reach, or nothing is concluded."""
@@ -71,21 +72,49 @@ def audit_membership(
         cohort: the run's images; members are those trained on.
         progress: told a stage, and how much of it is done.
     """
+    plan = learner.plan
+    sides = list(cohort.images.values()), strangers(plan, cohort, effort.patients)
+    local = plan.data.source not in BUILT_IN
+    return tell_members(learner, start, *sides, Claim.of(plan), SIGNALS, effort, progress, local=local)
+
+
+def tell_members(
+    learner: Learner,
+    start: Learner,
+    members: Sequence[ImageSet],
+    others: Sequence[ImageSet],
+    claim: Claim,
+    signals: Sequence[str],
+    effort: MembershipEffort,
+    progress: Progress,
+    *,
+    local: bool,
+) -> AuditResult:
+    """Return the audit of a network of which it is said whom it was trained on and whom not.
+
+    Args:
+        learner, start: the network, and one like it that never saw anybody.
+        claim: what a guarantee lets anybody tell.
+        signals: that the attack may use, from `SIGNALS`.
+        progress: told a stage, and how much of it is done.
+        local: whether images are of patients, so that figures stay at the hospital.
+    """
     rng = np.random.default_rng(learner.plan.seed)
-    inside = _some(list(cohort.images.values()), effort.patients, effort.images, rng)
-    outside = _some(strangers(learner.plan, cohort, effort.patients), effort.patients, effort.images, rng)
+    inside, outside = (_some(side, effort.patients, effort.images, rng) for side in (members, others))
     if min(len(inside), len(outside)) < FEWEST:
         return _too_few(len(inside), len(outside))
-    control = _Control.made(start, inside, effort, rng, progress)
-    progress("membership: signals", 0, 1)
-    members, others = (
-        control.scored(relative_signals(learner, start, side, effort.draws)) for side in (inside, outside)
-    )
-    progress("membership: signals", 1, 1)
-    return _judged(learner.plan, tell_apart(members, others, rng), control, roc(members, others))
+    control = _Control.made(start, inside, signals, effort, rng, progress)
+    scores: list[Float[np.ndarray, " patients"]] = []
+    for side in (inside, outside):
+        progress("membership: signals", len(scores), 2)
+        scores.append(control.scored(relative_signals(learner, start, side, effort.draws, signals)))
+    progress("membership: signals", 2, 2)
+    return _judged(claim, tell_apart(scores[0], scores[1], rng), control, roc(scores[0], scores[1]), local=local)
 
 
-def _some(sets: list[ImageSet], most: int, each: int, rng: np.random.Generator) -> Float[Tensor, "patients each c h w"]:
+def _some(
+    sets: Sequence[ImageSet], most: int, each: int, rng: np.random.Generator
+) -> Float[Tensor, "patients each c h w"]:
     """Images of at most so many patients of all sets together, drawn at random."""
     everybody = [(images, patient) for images in sets for patient in range(len(images.patients))]
     chosen = [everybody[place] for place in rng.permutation(len(everybody))[:most]]
@@ -117,6 +146,7 @@ class _Control:
 
     told: ToldApart
     steps: int
+    signals: Sequence[str]
     mean: Float[np.ndarray, " signals"]
     weights: Float[np.ndarray, " signals"]
 
@@ -125,6 +155,7 @@ class _Control:
         cls,
         start: Learner,
         patients: Float[Tensor, "patients each c h w"],
+        signals: Sequence[str],
         effort: MembershipEffort,
         rng: np.random.Generator,
         progress: Progress,
@@ -142,9 +173,9 @@ class _Control:
             rng,
             lambda done, total: progress("membership: control", done, total),
         )
-        signals = [relative_signals(trained, start, side, effort.draws) for side in (inside, outside)]
-        told = tell_apart(*_cross_fitted(signals[0], signals[1]), rng)
-        return cls(told, steps, *_fitted(signals[0], signals[1]))
+        sides = [relative_signals(trained, start, side, effort.draws, signals) for side in (inside, outside)]
+        told = tell_apart(*_cross_fitted(sides[0], sides[1]), rng)
+        return cls(told, steps, signals, *_fitted(sides[0], sides[1]))
 
     def scored(self, signals: Float[np.ndarray, "patients signals"]) -> Float[np.ndarray, " patients"]:
         return np.asarray((signals - self.mean) @ self.weights)
@@ -185,11 +216,12 @@ def _too_few(inside: int, outside: int) -> AuditResult:
     )
 
 
-def _judged(plan: Plan, told: ToldApart, control: _Control, curve: list[tuple[float, float]]) -> AuditResult:
-    allowed = _allowed(plan)
+def _judged(
+    claim: Claim, told: ToldApart, control: _Control, curve: list[tuple[float, float]], *, local: bool
+) -> AuditResult:
     width = (told.high - told.low) / 2
     findings = (
-        judged("within what is allowed", plan, told, allowed),
+        claim.judge("within what is allowed", told),
         Finding(
             "control caught",
             control.told.auc >= CAUGHT,
@@ -203,7 +235,6 @@ def _judged(plan: Plan, told: ToldApart, control: _Control, curve: list[tuple[fl
         verdict = Verdict.LEAK
     elif not all(finding.passed for finding in findings):
         verdict = Verdict.INCONCLUSIVE
-    claim = "no guarantee is claimed" if not plan.privacy.dp else f"the guarantee allows {allowed:.3f}"
     return _result(
         verdict,
         f"{told.found:.1%} of members found at {told.alarms:.1%} false alarms; area under the curve {told.auc:.2f} "
@@ -217,8 +248,11 @@ def _judged(plan: Plan, told: ToldApart, control: _Control, curve: list[tuple[fl
             "found": told.found,
             "false_alarms": told.alarms,
             "control_auc": control.told.auc,
-            "allowed": allowed,
-            **{f"weight of {name}": float(weight) for name, weight in zip(SIGNALS, control.weights, strict=True)},
+            "allowed": claim.allowed,
+            **{
+                f"weight of {name}": float(weight)
+                for name, weight in zip(control.signals, control.weights, strict=True)
+            },
         },
         (
             Plot(
@@ -228,24 +262,8 @@ def _judged(plan: Plan, told: ToldApart, control: _Control, curve: list[tuple[fl
                 {"attack": curve, "guessing": [(0.0, 0.0), (1.0, 1.0)]},
             ),
         ),
-        local=plan.data.source not in BUILT_IN,
+        local=local,
     )
-
-
-def judged(check: str, plan: Plan, told: ToldApart, allowed: float | None = None) -> Finding:
-    """Return whether a plan's patients are told apart no better than its guarantee allows; without one, not at all."""
-    allowed = _allowed(plan) if allowed is None else allowed
-    passed = told.low <= allowed and (plan.privacy.dp or not told.beyond_chance)
-    return Finding(check, passed, f"{told}; allowed {allowed:.3f}")
-
-
-def _allowed(plan: Plan) -> float:
-    """The largest area under a curve that the plan's guarantee allows at any hospital; 1 without one."""
-    if not plan.privacy.dp:
-        return 1.0
-    steps = plan.planned_steps
-    events = {mechanism_of(plan, hospital).event(steps) for hospital in plan.hospitals}
-    return max(allowed_auc([event]) for event in events)
 
 
 def _result(

@@ -26,13 +26,14 @@ from privfm_attacks.forgetting import ForgetEffort, audit_forgetting, pair_of
 from privfm_attacks.measuring import Effort
 from privfm_attacks.mechanism import audit_mechanism
 from privfm_attacks.membership import MembershipEffort, audit_membership
+from privfm_attacks.model_file import ModelFile, audit_model
 from privfm_attacks.participation import Participation
 from privfm_attacks.property import audit_property
 from privfm_attacks.reconstruction import ReconstructionEffort, audit_reconstruction
 from privfm_attacks.transcript import audit_transcript
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
-__all__ = ["AUDITS", "FILE", "LOCAL", "Audit", "Report", "Subject", "audit_run", "rehearse"]
+__all__ = ["AUDITS", "FILE", "LOCAL", "Audit", "Report", "Subject", "audit_file", "audit_run", "rehearse"]
 
 FILE, LOCAL = "audit.json", "hospitals/audit.json"
 
@@ -160,15 +161,16 @@ def _property(subject: Subject) -> AuditResult:
     return audit_property(subject.plan, own, effort)
 
 
+_QUICK_MEMBERSHIP = MembershipEffort(patients=260, images=2, draws=4, control_steps=1_500, control_seconds=75.0)
+
+
 def _membership(subject: Subject) -> AuditResult:
     run, plan = _run_of(subject), subject.plan
     if plan.data.source not in BUILT_IN and "membership" not in subject.asked:
         return _not_done(
             "membership", "it reads patients' images in the clear; a hospital asks for it by name, with --only"
         )
-    effort = MembershipEffort()
-    if subject.quick:
-        effort = replace(effort, patients=260, images=2, draws=4, control_steps=1_500, control_seconds=75.0)
+    effort = _QUICK_MEMBERSHIP if subject.quick else MembershipEffort()
     learner = load_network(run.root, "network.safetensors")
     cohort = gather_cohort(plan, read_forgotten(run))
     return audit_membership(learner, subject.learner, cohort, effort, subject.observer.progress)
@@ -256,6 +258,28 @@ def audit_run(root: Path, only: Sequence[str] = (), *, quick: bool = False, obse
     names = [name for name in AUDITS if name in (only or _usual(run))]
     report = replace(_made(subject, names), notices=_notices(run))
     _keep(report, root)
+    return report
+
+
+def audit_file(model: ModelFile, *, quick: bool = False, observer: Observer | None = None) -> Report:
+    """Audit a model of which there is no run, by the one attack that needs none, and write `audit.json` beside it.
+
+    Raises:
+        InputError: the model is in a run's folder, of which more can be audited, or somebody is on both sides.
+        ModelError: it cannot be read.
+        DataError: images cannot be read.
+    """
+    if not model.path.exists():
+        raise InputError(f"{model.path}: no such file; give model.safetensors, with config.json beside it")
+    if (model.folder / "run.json").exists():
+        raise InputError(f"{model.folder}: is a run's folder, of which all can be audited; leave --data out")
+    effort = _QUICK_MEMBERSHIP if quick else MembershipEffort()
+    result = audit_model(model, effort, observer or Observer())
+    others = ", ".join(name for name in AUDITS if name != "membership")
+    notice = f"of a model alone membership is all that can be audited; not done, for want of its run: {others}"
+    report = Report((result,), (notice,), (AUDITS["membership"].left_out,) if quick else ())
+    (model.folder / LOCAL).parent.mkdir(mode=0o700, exist_ok=True)
+    _keep(report, model.folder)
     return report
 
 

@@ -1,18 +1,16 @@
-"""How well scores tell members from others, with intervals over people, and how well a guarantee lets them."""
+"""How well scores tell members from others, with intervals over people."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from privfm.dp.accounting import delta_for
-from privfm.dp.events import SampledGaussian
 from privfm_attacks.pooling import auc
 
-__all__ = ["CONFIDENCE", "Progress", "ToldApart", "allowed_auc", "roc", "tell_apart"]
+__all__ = ["CONFIDENCE", "Progress", "ToldApart", "roc", "tell_apart"]
 
 CONFIDENCE = 0.99
 CHANCE = 0.01
@@ -21,10 +19,6 @@ CHANCE = 0.01
 RESAMPLES = 2_000
 FEWEST_ALARMS = 10
 """False alarms behind the lowest rate that is told: with fewer, a rate is anecdote."""
-
-_EPSILONS = tuple(float(e) for e in (*np.linspace(0.0, 2.0, 9), *np.linspace(2.5, 16.0, 28)))
-_GRID = np.concatenate([[0.0], np.logspace(-7, 0, 400)])
-
 
 Progress = Callable[[str, int, int], None]
 """Told a stage, and how much of it is done."""
@@ -97,19 +91,3 @@ def roc(
     """Return rates of false alarms with the shares found at them, for a drawing."""
     thresholds = np.quantile(np.concatenate([inside, outside]), np.linspace(1, 0, points))
     return [(float((outside >= each).mean()), float((inside >= each).mean())) for each in thresholds]
-
-
-def allowed_auc(events: Sequence[SampledGaussian]) -> float:
-    """Return the largest area under any test's curve for the presence of one unit: one minus that of the trade-off.
-
-    Source: Kairouz, Oh & Viswanath 2015, theorem 2.1, for every point of the accountant's curve at once; Dong, Roth &
-    Su 2022, proposition 2.4.  Never too small: between points of a grid the lower of two values counts.
-
-    >>> allowed_auc([SampledGaussian(1.0, 100.0, 1)]) < 0.51 < 0.9 < allowed_auc([SampledGaussian(1.0, 0.4, 1)])
-    True
-    """
-    missed = np.zeros_like(_GRID)
-    for epsilon in _EPSILONS:
-        left = 1 - delta_for(events, epsilon)
-        missed = np.maximum(missed, np.maximum(left - np.exp(epsilon) * _GRID, np.exp(-epsilon) * (left - _GRID)))
-    return float(1 - np.sum(np.diff(_GRID) * missed[1:]))

@@ -19,7 +19,7 @@ __all__ = ["audit"]
 
 
 def audit(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", show_default=False)] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN|MODEL]", show_default=False)] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,6 +36,18 @@ def audit(
             "--rehearse", metavar="PLAN.toml", help="Audit what a plan would do, before it is run.", show_default=False
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Of a model without its run: images of patients it was trained on.", show_default=False),
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Likewise: of others of the same kind.", show_default=False)
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(help="Likewise: the epsilon that the model is said to have.", min=0.0, show_default="none"),
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Its delta.", min=0.0, max=1.0)] = 1e-5,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
     """Attack the run in RUN, and check the code that made it, before its model is published.
@@ -44,12 +56,18 @@ def audit(
     so for a plan that was not run yet. Membership reads patients' images: of built-in data always, of your own when
     --only asks for it. So does forget, which is made where somebody asked out. Verdicts go into audit.json and the
     report. Exit code 4 when one of them is LEAK, or ledgers cannot be verified.
+
+    A model without its run is audited for membership alone, with images of patients whom it saw and whom it did not:
+    privfm audit MODEL --data DIR --held-out DIR.
     """
     if (run is None) == (rehearsed is None):
         raise InputError("give the folder of a run to audit, or --rehearse PLAN.toml; one of the two")
-    report = (
-        _audited(run, only or [], quick=quick) if run is not None else _rehearsed(rehearsed, only or [], quick=quick)
-    )
+    if data is not None or held_out is not None:
+        report = _model_audited(run, data, held_out, None if epsilon is None else (epsilon, delta), quick=quick)
+    elif run is not None:
+        report = _audited(run, only or [], quick=quick)
+    else:
+        report = _rehearsed(rehearsed, only or [], quick=quick)
     if as_json:
         show_json(report.to_json())
     else:
@@ -57,7 +75,7 @@ def audit(
     if run is not None:
         _put_into_pages(run, report)
     if report.failed:
-        after = "" if run is None else f"; do not publish this model, see {run / 'audit.json'}"
+        after = "" if run is None else f"; do not publish this model, see {_folder(run) / 'audit.json'}"
         raise VerificationError(f"{', '.join(report.failed)}: not passed{after}")
 
 
@@ -70,6 +88,27 @@ def _audited(run: Path, only: list[str], *, quick: bool) -> Report:
         return audit_run(run, only, quick=quick, observer=observer)
 
 
+def _model_audited(
+    model: Path | None,
+    data: Path | None,
+    held_out: Path | None,
+    guarantee: tuple[float, float] | None,
+    *,
+    quick: bool,
+) -> Report:
+    from privfm_attacks.claims import Claim
+    from privfm_attacks.model_file import ModelFile
+    from privfm_attacks.run import audit_file
+
+    from privfm_cli.progress import watching
+
+    if model is None or data is None or held_out is None:
+        raise InputError("a model without its run is audited with: privfm audit MODEL --data DIR --held-out DIR")
+    claim = Claim() if guarantee is None else Claim.of_guarantee(*guarantee)
+    with watching(0.0) as observer:
+        return audit_file(ModelFile(model, data, held_out, claim), quick=quick, observer=observer)
+
+
 def _rehearsed(plan: Path | None, only: list[str], *, quick: bool) -> Report:
     from privfm_attacks.run import rehearse
 
@@ -80,13 +119,21 @@ def _rehearsed(plan: Path | None, only: list[str], *, quick: bool) -> Report:
         return rehearse(plan_from(plan, {}), only, quick=quick, observer=observer)
 
 
+def _folder(run: Path) -> Path:
+    """A run's, or that of a model's file."""
+    return run.parent if run.is_file() else run
+
+
 def _put_into_pages(run: Path, report: Report) -> None:
     from privfm_attacks.run import LOCAL
 
     from privfm.report import write_audit_page, write_report
 
+    folder = _folder(run)
     if any(result.local for result in report.audits):
-        say(f"figures of patients' images stay at the hospital: {write_audit_page(run / LOCAL)}")
+        say(f"figures of patients' images stay at the hospital: {write_audit_page(folder / LOCAL)}")
+    if not (folder / "run.json").exists():
+        return
     try:
         write_report(run)
     except PrivfmError as error:  # of a damaged run; the audits have been told
