@@ -38,6 +38,7 @@ class Forecast:
         noise_per_step: norm of the noise in one averaged step, in clip norms; a signal is at most 1.
         noise_over_run: norm of all steps' noise together, in clip norms; a signal is at most `steps`.
         noise_to_signal: the second over `steps`.
+        nominal_units: of one hospital, that this is worked out for.
         patients_for_parity: nominal units per hospital at which `noise_to_signal` would be 1, everything else equal.
         patients_for_go: likewise for `DOUBTFUL_FROM`.
         verdict: `go` below 0.1, `doubtful` below 1, else `no-go`.
@@ -46,6 +47,7 @@ class Forecast:
     noise_per_step: float
     noise_over_run: float
     noise_to_signal: float
+    nominal_units: int | float
     patients_for_parity: int
     patients_for_go: int
     verdict: Verdict
@@ -61,9 +63,19 @@ class Forecast:
         if self.verdict == "go":
             return f"the noise is {self.noise_to_signal:.2g} times the longest signal possible: there is room to learn"
         return (
-            f"the noise is {self.noise_to_signal:.3g} times the longest signal possible; it would take "
-            f"{self.patients_for_parity} patients a hospital to make them equal, {self.patients_for_go} to be "
-            "comfortable: train fewer parameters, or find more patients"
+            f"the noise is {self.noise_to_signal:.3g} times the longest signal possible; {self._what_would_help}: "
+            "train fewer parameters, or find more patients"
+        )
+
+    @property
+    def _what_would_help(self) -> str:
+        """More patients: beside those that there are, and never fewer."""
+        here, enough = f"{self.nominal_units:.0f}", f"more than {self.patients_for_go}"
+        if self.verdict == "doubtful":
+            return f"it is comfortable below {DOUBTFUL_FROM:g}, with {enough} patients a hospital (here {here})"
+        return (
+            f"it is shorter than that with more than {self.patients_for_parity} patients a hospital (here {here}), and "
+            f"comfortable, below {DOUBTFUL_FROM:g}, with {enough}"
         )
 
 
@@ -107,6 +119,7 @@ def forecast(
         noise_per_step=per_step,
         noise_over_run=per_step * math.sqrt(steps),
         noise_to_signal=ratio,
+        nominal_units=nominal_units,
         patients_for_parity=math.ceil(nominal_units * ratio / NO_GO_FROM),
         patients_for_go=math.ceil(nominal_units * ratio / DOUBTFUL_FROM),
         verdict="go" if ratio < DOUBTFUL_FROM else "doubtful" if ratio < NO_GO_FROM else "no-go",

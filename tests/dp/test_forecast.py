@@ -77,6 +77,13 @@ def test_the_reason_names_the_way_out() -> None:
     heavy = forecast(parameters=10**6, nominal_units=100, sample_rate=0.1, noise_multiplier=2.0, steps=100)
     assert heavy.verdict == "no-go"
     assert "fewer parameters, or find more patients" in heavy.reason
+    assert (
+        f"shorter than that with more than {heavy.patients_for_parity} patients a hospital (here 100)" in heavy.reason
+    )
+    doubtful = forecast(parameters=100, nominal_units=60, sample_rate=0.5, noise_multiplier=3.0, steps=10)
+    assert doubtful.verdict == "doubtful"
+    assert f"below 0.1, with more than {doubtful.patients_for_go} patients a hospital (here 60)" in doubtful.reason
+    assert f" {doubtful.patients_for_parity} " not in doubtful.reason  # 19: fewer than there are
     light = forecast(parameters=100, nominal_units=10_000, sample_rate=0.1, noise_multiplier=2.0, steps=100)
     assert "room to learn" in light.reason
 
