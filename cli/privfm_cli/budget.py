@@ -38,7 +38,8 @@ def show_spending(path: Ledgers, delta: Delta = None, as_json: Json = False) -> 
     found = read_spending(path, delta)
     if as_json:
         composed = None if found.composed is None else found.composed.model_dump(mode="json")
-        show_json({"hospitals": [asdict(hospital) for hospital in found.hospitals], "composed": composed})
+        hospitals = [asdict(hospital) for hospital in found.hospitals]
+        show_json({"hospitals": hospitals, "composed": composed, "warnings": found.warnings})
         return
     show_table(
         [
@@ -68,6 +69,8 @@ def show_spending(path: Ledgers, delta: Delta = None, as_json: Json = False) -> 
     for hospital in found.hospitals:
         if hospital.asked_out:
             show(f"{hospital.hospital}: somebody asked out; what was spent before stays spent.")
+    for warning in found.warnings:
+        say(f"privfm: warning: {warning}")
     if found.composed is not None:
         places = ", ".join(found.composed.hospitals)
         show(f"A patient seen at {places}: epsilon {figure(found.composed.epsilon)} at delta {found.composed.delta:g}.")
@@ -91,7 +94,12 @@ def verify(path: Ledgers, as_json: Json = False) -> None:
         show(f"{ledger.hospital}  whole  {rounds}newest entry {ledger.head[:16]}  {ledger.path}")
     run = run_of(path)
     if run is not None and run[1] is None:
-        show("What the run left so far, model, statement and result included, is as its ledgers say.")
+        over = (run[0] / "result.json").exists()
+        show(
+            "What the run left, model, statement and result included, is as its ledgers say."
+            if over
+            else "The run is not over: its plan, records and start are as its ledgers say; there is no result yet."
+        )
 
 
 @commands.command("statement")

@@ -81,7 +81,10 @@ def _show(checked: PlanCheck) -> None:
     if checked.rooms:
         show()
         _show_rooms(checked.rooms)
-    show(f"Epsilon is per {checked.plan.privacy.unit}, at delta {checked.delta:g}.")
+    unit, places = checked.plan.privacy.unit, checked.plan.data.max_hospitals_per_patient
+    show(f"Epsilon is per {unit}, at delta {checked.delta:g}.")
+    if checked.composed is not None:
+        show(f"A {unit} with images at {places} hospitals, as declared: epsilon {figure(checked.composed)} at most.")
     show()
     for name, words in _facts(checked):
         show(f"{name:<10}  {words}")

@@ -10,9 +10,9 @@ from pathlib import Path
 from privfm.dp.accounting import epsilon
 from privfm.dp.events import total_steps
 from privfm.dp.ledger import Ledger
-from privfm.dp.peers import check_peers
+from privfm.dp.peers import check_heads, check_peers
 from privfm.dp.statement import ComposedGuarantee, worst_composition
-from privfm.errors import InputError, LedgerError, PlanError
+from privfm.errors import InputError, LedgerError, PlanError, VerificationError
 from privfm.federation.folder import is_run
 from privfm.plan import Plan, stored_plan
 
@@ -93,10 +93,15 @@ class CheckedLedger:
 
 @dataclass(frozen=True)
 class FoundSpending:
-    """Hospitals' spending, and what a patient seen at as many of them as the run's plan declares pays at most."""
+    """Hospitals' spending, and what a patient seen at as many of them as the run's plan declares pays at most.
+
+    Args:
+        warnings: why it may be more, a line each: ledgers that are older than others saw them.
+    """
 
     hospitals: tuple[HospitalSpending, ...]
     composed: ComposedGuarantee | None
+    warnings: tuple[str, ...] = ()
 
 
 def run_of(path: Path) -> tuple[Path, str | None] | None:
@@ -121,7 +126,15 @@ def read_spending(path: Path, delta: float | None) -> FoundSpending:
     with ExitStack() as stack:
         ledgers = [stack.enter_context(Ledger.open(file, read_only=True)) for file in ledger_files(path)]
         hospitals = tuple(_spending(ledger, plan, delta) for ledger in ledgers)
-        return FoundSpending(hospitals, _composed(ledgers, plan, delta))
+        return FoundSpending(hospitals, _composed(ledgers, plan, delta), tuple(_older(ledgers, path)))
+
+
+def _older(ledgers: Sequence[Ledger], path: Path) -> Iterator[str]:
+    """Say of ledgers that they know of less than others saw, and that what is shown is too little."""
+    try:
+        check_heads(ledgers, run=str(path))
+    except VerificationError as error:
+        yield f"more was spent than is shown: {error}"
 
 
 def _composed(ledgers: Sequence[Ledger], plan: Plan | None, asked: float | None) -> ComposedGuarantee | None:
@@ -184,9 +197,18 @@ def ledger_files(path: Path) -> list[Path]:
 
 
 def plan_of(path: Path) -> Plan | None:
-    """Return the plan of the run whose folder `path` is, or None."""
-    plan = path / "plan.toml"
-    return stored_plan(plan) if plan.is_file() else None
+    """Return the plan of the run whose folder `path` is, or None.
+
+    Raises:
+        VerificationError: it is not the one that the run was begun with.
+    """
+    file = path / "plan.toml"
+    if not file.is_file():
+        return None
+    plan, facts = stored_plan(file), path / "run.json"
+    if facts.is_file() and plan.hash().hex() not in facts.read_text(encoding="utf-8", errors="replace"):
+        raise VerificationError(f"{file}: not the plan that the run was begun with; restore it")
+    return plan
 
 
 def _spending(ledger: Ledger, plan: Plan | None, asked: float | None) -> HospitalSpending:

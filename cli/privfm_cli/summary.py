@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
 from privfm.dp.figures import figure
@@ -30,9 +29,9 @@ def show_result(result: RunResult, plan: Plan) -> None:
     if not result.private:
         why = "coins were injected" if plan.privacy.dp else "noise was left out"
         show(f"NOT PRIVATE: this run's {why}; its epsilon protects nobody.\n")
-    _show_hospitals(result.hospitals, plan)
+    _show_hospitals(result, plan)
     show()
-    show(textwrap.fill(public_loss_verdict(result.public_loss), WIDTH))
+    show(textwrap.fill(public_loss_verdict(result.public_loss, plan), WIDTH))
     if result.probe is not None:
         show()
         _show_probe(result.probe)
@@ -42,8 +41,8 @@ def show_result(result: RunResult, plan: Plan) -> None:
     _show_next(result.out)
 
 
-def _show_hospitals(hospitals: Sequence[HospitalResult], plan: Plan) -> None:
-    unit = plan.privacy.unit
+def _show_hospitals(result: RunResult, plan: Plan) -> None:
+    hospitals, unit = result.hospitals, plan.privacy.unit
     columns = [
         Column("hospital", right=False),
         Column(f"nominal {unit}s"),
@@ -55,9 +54,15 @@ def _show_hospitals(hospitals: Sequence[HospitalResult], plan: Plan) -> None:
     ]
     show_table(columns, [_hospital_row(hospital) for hospital in hospitals])
     deltas = ", ".join(sorted({f"{hospital.delta:g}" for hospital in hospitals}))
+    if not result.private:
+        return
     show(f"Epsilon is per {unit}, at delta {deltas}, against everyone, the coordinator included.")
-    if plan.federation.retry_rounds:
-        show(f"What is left of it was kept for {plan.federation.retry_rounds} rounds that a crash might have cost.")
+    if result.composed is not None:
+        places = plan.data.max_hospitals_per_patient
+        show(f"A {unit} with images at {places} hospitals, as declared: epsilon {figure(result.composed)}.")
+    left = plan.reserved_steps - max(hospital.steps for hospital in hospitals)
+    if left > 0:
+        show(f"What is left of it was kept for rounds that a crash might have cost: {left} steps.")
 
 
 def _hospital_row(hospital: HospitalResult) -> tuple[str, ...]:

@@ -207,7 +207,7 @@ def _show_result(result: SearchResult) -> None:
     show()
     best = result.best
     show(textwrap.fill(f"Best on public images: {best.name}, {_words(best.values)}.", WIDTH))
-    show(textwrap.fill(public_loss_verdict(best.public_loss), WIDTH))
+    show(textwrap.fill(public_loss_verdict(best.public_loss, result.search.trials[0].plan), WIDTH))
     show()
     place = shlex.quote(str(best.out))
     show(f"Its model is {best.out / 'model.safetensors'}; nothing has to be trained again.")

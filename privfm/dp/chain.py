@@ -199,7 +199,9 @@ class ChainFile:
             raise LedgerError(f"{self.path}: open for reading only")
         text = _canonical(body)
         entry = Entry(self._length, kind, json.loads(text), entry_hash(self._length, self._head, kind, text))
-        with _one_line(self.path, "could not be written; free some space and resume; nothing was charged"):
+        with _one_line(
+            self.path, "could not be written; free some space and resume; this entry is not in it, those before are"
+        ):
             try:
                 self._write(entry, text, keep, drop)
             except BaseException:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from privfm.dp.ledger import Ledger
 from privfm.errors import VerificationError
 
-__all__ = ["check_peers", "check_seen"]
+__all__ = ["check_heads", "check_peers", "check_seen"]
 
 Key = TypeVar("Key")
 
@@ -29,12 +29,22 @@ def check_peers(ledgers: Sequence[Ledger]) -> None:
             raise VerificationError(
                 f"{ledger.path}: is the ledger of {ledger.hospital}; give it back its name, {ledger.hospital}.sqlite"
             )
-    seen = {(one, other): other.last_seen(one.hospital) for one, other in permutations(ledgers, 2)}
     for ledger in ledgers:
         ledger.verify()
-    for (one, other), mark in seen.items():
-        check_seen(one, other.hospital, *mark, run="RUN")
+    check_heads(ledgers, run="RUN")
+    for one, other in permutations(ledgers, 2):
         _check_runs(one, other)
+
+
+def check_heads(ledgers: Sequence[Ledger], *, run: str) -> None:
+    """Raise VerificationError when a ledger is older than a peer saw it, or lacks what a peer saw.
+
+    Args:
+        run: what to recover, for the message.
+    """
+    seen = {(one, other): other.last_seen(one.hospital) for one, other in permutations(ledgers, 2)}
+    for (one, other), mark in seen.items():
+        check_seen(one, other.hospital, *mark, run=run)
 
 
 def check_seen(ledger: Ledger, peer: str, counter: int, head: bytes, *, run: str) -> None:

@@ -96,18 +96,23 @@ def _promise(statement: PrivacyStatement) -> Section:
             ),
         )
     worst = max(statement.hospitals, key=lambda row: row.epsilon_spent)
-    odds = f"{worst.delta:g}"
+    most, odds = max([worst.epsilon_spent, *(each.epsilon for each in statement.composed)]), f"{worst.delta:g}"
+    alone = f"{figure(worst.epsilon_spent)} (at {worst.id})"
+    seen = "".join(
+        f" for one with images at {', '.join(each.hospitals)}, and {alone} for one at a single hospital"
+        for each in statement.composed
+    )
     return Section(
         title,
         (
             "Whoever sees everything that a hospital sent in the runs on its ledger can tell whether one "
             f"{statement.unit} took part, with all their images, only as well as (epsilon, delta)-differential privacy "
             "allows: epsilon is at most "
-            f"{figure(worst.epsilon_spent)} (at {worst.id}), delta is {odds}.",
+            f"{figure(most) + seen if statement.composed else alone}, delta is {odds}.",
             f"In words: whatever somebody concludes about a {statement.unit}, the odds of that conclusion are at most "
-            f"e^epsilon = {_odds(worst.epsilon_spent)} times what they would be had the "
+            f"e^epsilon = {_odds(most)} times what they would be had the "
             f"{statement.unit} never taken part, except with probability {odds}. A guarantee of this size is called "
-            f"{_tier(worst.epsilon_spent)} (Ponomareva et al. 2023: strong up to 1, reasonable up to 10, weak above).",
+            f"{_tier(most)} (Ponomareva et al. 2023: strong up to 1, reasonable up to 10, weak above).",
             "It does not hide what is true of patients in general, or that a hospital took part.",
         ),
     )
@@ -119,7 +124,7 @@ def _odds(epsilon: float) -> str:
 
 def _spending(statement: PrivacyStatement) -> Section:
     unit = f"{statement.unit}s (declared)"
-    settings = ("hospital", unit, "sampling rate", "noise multiplier", "clip norm", "steps", "in reserve")
+    settings = ("hospital", unit, "sampling rate", "noise multiplier", "clip norm", "steps", "left in reserve")
     head = (*settings, "epsilon, run", "epsilon, life", "run's limit", "life's limit", "delta")
     return Section(
         "What each hospital spent",
@@ -161,7 +166,7 @@ def _row(row: HospitalStatement) -> tuple[str, ...]:
         f"{row.noise_multiplier:.4g}",
         f"{row.clip_norm:g}",
         f"{row.steps_charged} of {row.steps_planned}",
-        str(row.steps_reserved_for_retries),
+        str(max(0, row.steps_reserved_for_retries - max(0, row.steps_charged - row.steps_planned))),
         figure(row.epsilon_run),
         figure(row.epsilon_spent),
         f"{row.epsilon_allowed:g}",

@@ -13,6 +13,7 @@ import torch
 from privfm.dp.accounting import epsilon
 from privfm.dp.clipping import ClippingEngine
 from privfm.dp.forecast import Forecast, forecast
+from privfm.dp.statement import worst_composition
 from privfm.federation.cohort import gather_cohort
 from privfm.federation.device import pick_device, units_at_a_time
 from privfm.federation.network import Learner, build_learner, trained
@@ -65,6 +66,8 @@ class PlanCheck:
         seconds: estimate for all rounds on this machine, start and probe apart.
         verdict: the worst of the hospitals' forecasts.
         rooms: what each hospital's lasting ledger says of it, where they were named.
+        composed: what a unit with images at as many hospitals as the plan declares spends at most, retries included;
+            None where at one.
     """
 
     plan: Plan
@@ -78,6 +81,7 @@ class PlanCheck:
     seconds: float
     verdict: str
     rooms: tuple[Room, ...] = ()
+    composed: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -113,8 +117,15 @@ def check_plan(plan: Plan, ledgers: Path | None = None) -> PlanCheck:
         bytes_down=4 * parameters,
         seconds=_estimate_seconds(whole, learner),
         rooms=() if ledgers is None else tuple(room_for(whole, each, ledgers) for each in whole.hospitals),
+        composed=_composed(whole),
         verdict=max((row.forecast.verdict for row in rows), key=["go", "doubtful", "no-go"].index),
     )
+
+
+def _composed(plan: Plan) -> float | None:
+    events = {each.id: [mechanism_of(plan, each).event(plan.reserved_steps)] for each in plan.hospitals}
+    worst = worst_composition(events, plan.data.max_hospitals_per_patient, plan.privacy.delta)
+    return None if worst is None else worst.epsilon
 
 
 def _check_hospital(plan: Plan, hospital: HospitalPlan, parameters: int) -> HospitalCheck:

@@ -178,6 +178,22 @@ class RunDirectory:
         return Checkpoint(rounds, model, strategy)
 
 
+def finished_rounds(directory: RunDirectory) -> list[RoundRecord]:
+    """Return the records of the rounds that count.
+
+    Raises:
+        RunError: a file is damaged.
+        VerificationError: there are other records than of those rounds.
+    """
+    finished = directory.load_checkpoint().rounds
+    records = directory.records()[:finished]
+    if [record.round for record in records] != list(range(1, finished + 1)):
+        raise VerificationError(
+            f"{directory.root / 'rounds.jsonl'}: does not hold the {finished} finished rounds; restore it"
+        )
+    return records
+
+
 def begun_plan(directory: RunDirectory) -> Plan:
     """Return the run's plan; VerificationError when it is not the one that the run was begun with."""
     plan = directory.plan

@@ -22,7 +22,7 @@ from privfm.federation.announcement import Announcement, model_hash
 from privfm.federation.directory import RunDirectory, RunFacts
 from privfm.federation.network import Learner, load_network, network_hash, trained, write_trained
 from privfm.federation.records import PublicLoss, RoundRecord, RunResult
-from privfm.federation.stating import hospital_result, statement_from
+from privfm.federation.stating import composed_result, hospital_result, statement_from
 from privfm.ids import HospitalId
 from privfm.models import read_tensors, save_backbone
 from privfm.objectives import Reconstructs
@@ -182,6 +182,7 @@ def _check_result(
         "rounds": len(records),
         "private": directory.facts().private,
         "hospitals": [asdict(hospital_result(plan, HospitalId(name), then[name], run)) for name in then],
+        "composed": composed_result(plan, {HospitalId(name): account for name, account in then.items()}, run),
     }
     if result.keys() != {field.name for field in fields(RunResult)}:
         raise VerificationError(f"{directory.root / 'result.json'}: holds something else than a result")

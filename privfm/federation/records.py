@@ -127,6 +127,7 @@ class RunResult:
         hospitals: what each spent.
         public_loss: what was learnt, seen on public images.
         probe: what was learnt, seen on held-out patients; None when they are not to be looked at.
+        composed: what a unit with images at as many hospitals as the plan declares spent; None where at one.
     """
 
     out: Path
@@ -137,6 +138,7 @@ class RunResult:
     hospitals: tuple[HospitalResult, ...]
     public_loss: PublicLoss
     probe: ProbeComparison | None
+    composed: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -146,6 +148,7 @@ class RunResult:
             "seconds": round(self.seconds, 1),
             "private": self.private,
             "hospitals": [asdict(hospital) for hospital in self.hospitals],
+            "composed": self.composed,
             "public_loss": asdict(self.public_loss),
             "probe": None if self.probe is None else self.probe.to_json(),
         }

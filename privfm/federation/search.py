@@ -20,7 +20,7 @@ from privfm.dp.filter import RdpFilter
 from privfm.errors import BudgetExceeded, PlanError
 from privfm.federation.cohort import gather_cohort
 from privfm.federation.room import on_ledger
-from privfm.objectives import get_objective
+from privfm.objectives import Reconstructs, get_objective
 from privfm.plan import HospitalPlan, Plan, parse_plan
 
 __all__ = ["TRIABLE", "HospitalCost", "Search", "Trial", "plan_search"]
@@ -128,7 +128,11 @@ def plan_search(
             room for; or no noise would do.
         LedgerError: a ledger is damaged.
     """
-    get_objective(plan.objective.name, **plan.objective.options)
+    if not isinstance(get_objective(plan.objective.name, **plan.objective.options), Reconstructs):
+        raise PlanError(
+            f"objective.name {plan.objective.name}: trials are compared by their loss on public images, which says "
+            "nothing where embeddings are compared; search with mae or simmim"
+        )
     combinations = _combinations(tries)
     if not plan.privacy.dp:
         raise PlanError("privacy.dp: a search keeps its runs within an epsilon, and without noise none is; train them")

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from privfm.dp.account import Account
 from privfm.dp.accounting import accountant_version, epsilon
 from privfm.dp.ledger import Ledger
+from privfm.dp.peers import check_heads
 from privfm.dp.statement import (
     AuditBound,
     ComposedGuarantee,
@@ -26,7 +27,7 @@ from privfm.federation.summed import sum_guarantee
 from privfm.ids import HospitalId
 from privfm.plan import HospitalPlan, Plan
 
-__all__ = ["hospital_result", "make_statement", "state_run", "statement_from", "sums_of"]
+__all__ = ["composed_result", "hospital_result", "make_statement", "state_run", "statement_from", "sums_of"]
 
 PUBLIC = (
     "The default clip norm and bound on losses are measured on procedural images, which show nobody.",
@@ -55,7 +56,8 @@ def state_run(directory: RunDirectory, hospital: str | None = None) -> PrivacySt
 
     Raises:
         LedgerError: a ledger is missing, damaged or knows nothing of this run.
-        VerificationError: the plan in the folder is not the one that the run was begun with.
+        VerificationError: the plan in the folder is not the one that the run was begun with, or a ledger is older than
+            another hospital saw it: then it knows of less than was spent.
     """
     plan, facts = begun_plan(directory), directory.facts()
     with ExitStack() as stack:
@@ -65,6 +67,7 @@ def state_run(directory: RunDirectory, hospital: str | None = None) -> PrivacySt
         }
         for ledger in ledgers.values():
             declaration_of(ledger, facts.run)
+        check_heads(list(ledgers.values()), run=str(directory.root))
         whole = statement_from(directory, plan, ledgers)
     rows = tuple(row for row in whole.hospitals if hospital in (None, row.id))
     return whole.model_copy(update={"hospitals": rows, "audits": _audits(directory)})
@@ -106,6 +109,13 @@ def hospital_result(plan: Plan, name: HospitalId, account: Account, run: str) ->
         epsilon_allowed=plan.epsilon(public),
         delta=plan.privacy.delta,
     )
+
+
+def composed_result(plan: Plan, accounts: Mapping[HospitalId, Account], run: str) -> float | None:
+    """Return what a run cost a patient with images at as many hospitals as the plan declares; None where at one."""
+    spent = {str(name): account.events(run) for name, account in accounts.items()}
+    worst = worst_composition(spent, plan.data.max_hospitals_per_patient, plan.privacy.delta)
+    return None if worst is None else worst.epsilon
 
 
 def _audits(directory: RunDirectory) -> tuple[AuditBound, ...]:

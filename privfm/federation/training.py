@@ -15,13 +15,21 @@ from torch import Tensor
 
 from privfm import __version__
 from privfm.dp.accounting import epsilon
+from privfm.dp.coins import InjectedCoins
 from privfm.errors import InputError, PlanError, ProtocolError
 from privfm.federation.clip_norm import public_clip_norm, public_loss_bound
 from privfm.federation.cohort import DEFAULT_NOMINAL_UNITS, Cohort, gather_cohort
 from privfm.federation.control import noise_only
 from privfm.federation.coordinator import Coordinator
 from privfm.federation.device import pick_device
-from privfm.federation.directory import Checkpoint, RunDirectory, RunFacts, check_free, new_run
+from privfm.federation.directory import (
+    Checkpoint,
+    RunDirectory,
+    RunFacts,
+    check_free,
+    finished_rounds,
+    new_run,
+)
 from privfm.federation.engines.local import LocalEngine
 from privfm.federation.forgotten import NOBODY, Again, Forgotten, read_forgotten
 from privfm.federation.hospital import Hospital
@@ -33,7 +41,7 @@ from privfm.federation.probing import compare_by_probe
 from privfm.federation.public import public_images, public_loss
 from privfm.federation.records import ProbeComparison, PublicLoss, RunResult
 from privfm.federation.simulation import CoinsOf, found_federation, open_hospitals, system_coins
-from privfm.federation.stating import hospital_result, make_statement, sums_of
+from privfm.federation.stating import composed_result, hospital_result, make_statement, sums_of
 from privfm.files import write_atomic
 from privfm.ids import HospitalId
 from privfm.models import save_backbone
@@ -89,6 +97,7 @@ def train(
     if resume:
         directory = RunDirectory.existing(out)
         _check_same_plan(directory, plan)
+        finished_rounds(directory)  # what is missing or damaged shows before anything more is spent
     else:
         private = coins_of("").private and plan.privacy.dp
         directory = _found(plan, cohort, out, ledgers, again, observer, private=private)
@@ -197,11 +206,14 @@ class _Run:
             for hospital in hospitals.values():
                 hospital.finish(outcome)
             self._state(facts, hospitals)
-            rows = tuple(hospital_result(self.plan, name, each.ledger, facts.run) for name, each in hospitals.items())
+            accounts = {name: each.ledger for name, each in hospitals.items()}
+            rows = tuple(hospital_result(self.plan, name, each, facts.run) for name, each in accounts.items())
+            composed = composed_result(self.plan, accounts, facts.run)
         self.observer.stage("measuring against noise alone")
         final = trained(learner.network)
         write_trained(learner.network, initial)
-        control = noise_only(self.plan, learner, self.observer)
+        draws = InjectedCoins(run + b" control")  # of nobody's: a run that is finished twice has one yardstick
+        control = noise_only(self.plan, learner, self.observer, draws)
         states = _States(start=initial, trained=final, noise_only=control)
         result = RunResult(
             out=self.directory.root,
@@ -212,6 +224,7 @@ class _Run:
             hospitals=rows,
             public_loss=self._public_loss(learner, states),
             probe=self._probe(learner, states),
+            composed=composed,
         )
         self.directory.write_json("result.json", result.to_json())
         return result
@@ -257,12 +270,9 @@ class _Run:
 
     def _public_loss(self, learner: Learner, states: _States) -> PublicLoss:
         images, losses = public_images(self.plan), []
-        write_trained(learner.network, states.start)
         for state in (states.start, states.noise_only, states.trained):
-            # An objective's teacher stays where it was at the start: else each state would be its own yardstick.
-            write_trained(learner.network, state, refresh=False)
+            write_trained(learner.network, state)
             losses.append(public_loss(learner, images))
-        write_trained(learner.network, states.trained)
         return PublicLoss(start=losses[0], noise_only=losses[1], trained=losses[2])
 
     def _probe(self, learner: Learner, states: _States) -> ProbeComparison | None:

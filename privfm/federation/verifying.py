@@ -12,7 +12,7 @@ from privfm.dp.events import compose
 from privfm.dp.ledger import Ledger
 from privfm.dp.peers import check_seen
 from privfm.errors import VerificationError
-from privfm.federation.directory import RunDirectory, RunFacts, begun_plan
+from privfm.federation.directory import RunDirectory, RunFacts, begun_plan, finished_rounds
 from privfm.federation.leaving import check_leaving
 from privfm.federation.ledgers import declaration_of
 from privfm.federation.planning import mechanism_of, threshold_of
@@ -45,7 +45,7 @@ def verify_run(directory: RunDirectory, only: str | None = None) -> dict[str, in
         VerificationError: the first mismatch, in one line.
         LedgerError: a ledger is missing or damaged.
     """
-    plan, records = begun_plan(directory), _finished(directory)
+    plan, records = begun_plan(directory), finished_rounds(directory)
     _check_cohorts(records, plan, directory)
     _check_never_less(records, directory)
     names = [each.id for each in plan.hospitals]
@@ -78,19 +78,11 @@ def _check_ledger(
     for peer, mark in seen.items():
         check_seen(ledger, peer, *mark, run=str(directory.root))
     _check_charged(ledger, plan, facts.run, records)
-    _check_released(ledger, facts.run, _finished(directory))
+    _check_released(ledger, facts.run, finished_rounds(directory))
     matched = _matching(ledger, facts.run, records, directory)
     _check_models(ledger, facts.run, records, directory)
     _check_concluded(ledger, facts.run, directory)
     return matched
-
-
-def _finished(directory: RunDirectory) -> list[RoundRecord]:
-    finished = directory.load_checkpoint().rounds
-    records = directory.records()[:finished]
-    if [record.round for record in records] != list(range(1, finished + 1)):
-        raise VerificationError(f"{directory.root / 'rounds.jsonl'}: does not hold the {finished} finished rounds")
-    return records
 
 
 def _check_cohorts(records: Sequence[RoundRecord], plan: Plan, directory: RunDirectory) -> None:

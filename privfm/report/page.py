@@ -61,7 +61,7 @@ def render_report(run: RunDirectory, pictures: tuple[Reconstruction, ...], audit
         epsilon_chart=_epsilon_chart(run),
         loss_chart=_loss_chart(run, loss),
         local_loss_chart=_local_loss_chart(run),
-        loss_verdict=None if loss is None else public_loss_verdict(loss),
+        loss_verdict=None if loss is None else public_loss_verdict(loss, run.plan),
         norm_chart=_norm_chart(run),
         probe_chart=None if probe is None else _probe_chart(probe),
         probe_verdict=None if probe is None else probe_verdict(probe),

@@ -11,10 +11,11 @@ from typing import Any
 
 from privfm.dp.figures import figure
 from privfm.dp.statement import PrivacyStatement
-from privfm.errors import InputError, RunError, VerificationError
+from privfm.errors import InputError, PrivfmError, RunError, VerificationError
 from privfm.federation import directory as run_directory
 from privfm.federation.records import RoundRecord
 from privfm.federation.stating import state_run
+from privfm.federation.verifying import verify_run
 from privfm.plan import Plan, stored_plan
 
 __all__ = ["RunDirectory", "read_run"]
@@ -32,6 +33,7 @@ class RunDirectory:
         result: result.json; None while the run is not over.
         statement: privacy.json; None while the run is not over.
         gone_on: what hospitals' ledgers say now where that is not the statement any more, in a sentence each.
+        mismatch: why the folder and its ledgers cannot both be true; None where they can.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class RunDirectory:
     result: Mapping[str, Any] | None
     statement: PrivacyStatement | None
     gone_on: tuple[str, ...]
+    mismatch: str | None
 
     @property
     def private(self) -> bool:
@@ -67,7 +70,18 @@ def read_run(directory: Path) -> RunDirectory:
         result=_read_if_there(directory / "result.json"),
         statement=statement,
         gone_on=() if statement is None else tuple(_gone_on(directory, statement)),
+        mismatch=_mismatch(directory),
     )
+
+
+def _mismatch(directory: Path) -> str | None:
+    if not (directory / "ledgers").exists():
+        return "its ledgers are not here"
+    try:
+        verify_run(run_directory.RunDirectory.existing(directory))
+    except PrivfmError as error:
+        return str(error)
+    return None
 
 
 def _gone_on(directory: Path, statement: PrivacyStatement) -> Iterator[str]:
@@ -76,9 +90,8 @@ def _gone_on(directory: Path, statement: PrivacyStatement) -> Iterator[str]:
         return
     try:
         now = {row.id: row for row in state_run(run_directory.RunDirectory.existing(directory)).hospitals}
-    except VerificationError as error:
-        yield f"What ledgers say now could not be read: {error}."
-        return
+    except VerificationError:
+        return  # told as a mismatch
     for row in statement.hospitals:
         spent, cap = now[row.id].epsilon_spent, now[row.id].lifetime_cap
         if not math.isclose(spent, row.epsilon_spent, rel_tol=1e-9):

@@ -7,6 +7,8 @@ weights, and that alone can lift a probe.
 from __future__ import annotations
 
 from privfm.federation.records import ProbeComparison, PublicLoss
+from privfm.objectives import Reconstructs, get_objective
+from privfm.plan import Plan
 
 __all__ = ["probe_verdict", "public_loss_verdict"]
 
@@ -27,8 +29,8 @@ def probe_verdict(probe: ProbeComparison) -> str:
     )
 
 
-def public_loss_verdict(loss: PublicLoss) -> str:
-    """Return what the loss on public images may claim; lower is better.
+def public_loss_verdict(loss: PublicLoss, plan: Plan) -> str:
+    """Return what the loss on public images may claim; lower is better, where it is of pixels.
 
     Draws of noise differ by more than small gains do, so one draw is a yardstick and no proof.
     """
@@ -36,6 +38,8 @@ def public_loss_verdict(loss: PublicLoss) -> str:
         f"Loss on public images: {loss.start:.4f} at the start, {loss.noise_only:.4f} after one draw of noise alone, "
         f"{loss.trained:.4f} after training"
     )
+    if not isinstance(get_objective(plan.objective.name, **plan.objective.options), Reconstructs):
+        return f"{told}. Each is compared with what the same weights make of public images, so it claims nothing."
     if loss.trained >= loss.noise_only:
         return f"{told}. It does not show learning from the patients' images."
     gain = f"{told}: {loss.noise_only - loss.trained:.4f} better than the noise"

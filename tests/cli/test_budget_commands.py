@@ -14,7 +14,7 @@ from privfm.dp.calibration import cap_for_plan
 from privfm.dp.events import SampledGaussian
 from privfm.dp.ledger import Ledger
 from privfm.errors import BudgetExceeded
-from privfm.plan import parse_plan
+from privfm.plan import parse_plan, stored_plan
 
 STEP = SampledGaussian(0.5, 2.0, 2)
 
@@ -53,10 +53,28 @@ def run(tmp_path: Path) -> Path:
 def test_a_hospital_without_its_ledger_is_not_left_out(
     run: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run / "run.json").write_text("{}")
+    (run / "run.json").write_text(json.dumps({"plan_hash": stored_plan(run / "plan.toml").hash().hex()}))
     (run / "ledgers" / "south.sqlite").unlink()
     assert main(["budget", command, str(run)]) == 4
     assert "south.sqlite: no such ledger; restore a backup" in capsys.readouterr().err
+
+
+def test_a_plan_that_was_changed_says_nothing_of_what_is_allowed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "run.json").write_text(json.dumps({"plan_hash": "00" * 32}))
+    assert main(["budget", "show", str(run)]) == 4
+    assert "plan.toml: not the plan that the run was begun with; restore it" in capsys.readouterr().err
+
+
+def test_a_ledger_that_is_older_than_a_peer_saw_it_shows_too_little(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Ledger.open(run / "ledgers" / "north.sqlite") as north:
+        north.remember_peers({"south": (7, bytes(32))})
+    assert main(["budget", "show", str(run)]) == 0
+    told = capsys.readouterr()
+    assert "warning: more was spent than is shown" in told.err
+    assert "south.sqlite: stands at counter" in told.err
+    assert "came from a backup" in _json(capsys, "budget", "show", str(run))["warnings"][0]
 
 
 def test_showing_a_run_composes_each_ledger_under_the_plans_delta(

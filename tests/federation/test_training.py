@@ -1,4 +1,5 @@
 import json
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from privfm.dp.accounting import epsilon
 from privfm.dp.coins import InjectedCoins
 from privfm.dp.ledger import Ledger
-from privfm.errors import InputError, ModelError, PlanError
+from privfm.errors import InputError, ModelError, PlanError, VerificationError
 from privfm.federation.directory import RunDirectory
 from privfm.federation.observer import Observer
 from privfm.federation.records import RunResult
@@ -128,6 +129,15 @@ def test_a_finished_run_can_be_resumed_without_spending(finished_run: RunResult)
     assert [hospital.epsilon for hospital in again.hospitals] == [
         hospital.epsilon for hospital in finished_run.hospitals
     ]
+    assert (again.public_loss, again.probe) == (finished_run.public_loss, finished_run.probe)  # no second draw
+
+
+def test_a_run_without_its_records_spends_nothing_more(finished_run: RunResult, tmp_path: Path) -> None:
+    shutil.copytree(finished_run.out, tmp_path / "run")
+    (tmp_path / "run" / "rounds.jsonl").unlink()
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(VerificationError, match=r"rounds\.jsonl: does not hold the 2 finished rounds; restore it"):
+        train(directory.plan, tmp_path / "run", resume=True)
 
 
 def test_a_run_is_not_resumed_under_another_plan(finished_run: RunResult, tiny_plan: TinyPlan) -> None:

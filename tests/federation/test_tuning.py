@@ -34,6 +34,12 @@ def plan(tiny_plan: Callable[..., Plan]) -> Plan:
     )
 
 
+def test_losses_between_embeddings_choose_nothing(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = tiny_plan(objective={"name": "simclr", "negatives": 4, "width": 8, "hidden": 16})
+    with pytest.raises(PlanError, match=r"objective\.name simclr: .* search with mae or simmim"):
+        plan_search(plan, RATES, tmp_path)
+
+
 def declared(ledgers: Path) -> dict[str, list[SampledGaussian]]:
     """Of every ledger, what its runs may charge at most."""
     found = {}

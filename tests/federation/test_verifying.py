@@ -23,9 +23,11 @@ from privfm.federation.directory import RunDirectory
 from privfm.federation.network import load_network, save_network
 from privfm.federation.observer import Observer
 from privfm.federation.records import RoundRecord, RunResult
+from privfm.federation.stating import state_run
 from privfm.federation.training import train
 from privfm.federation.verifying import verify_run
 from privfm.plan import Plan
+from privfm.report import write_report
 from privfm.secagg import Identity, Roster
 from privfm.secagg.roster import Member
 
@@ -111,6 +113,21 @@ def test_a_hospital_that_is_left_out_of_its_sum_is_told(
 def test_a_round_of_too_few_or_of_strangers_is_told(directory: RunDirectory, survivors: list[str]) -> None:
     rewrite(directory, 1, lambda record: record.update(survivors=survivors))
     assert "rounds.jsonl: round 1 names other hospitals than the plan, or too few" in complaint(directory)
+
+
+def test_a_statement_is_not_made_of_a_ledger_that_went_back(directory: RunDirectory) -> None:
+    with Ledger.open(directory.ledger("hospital-1")) as peer:
+        peer.remember_peers({"hospital-2": (1 << 20, bytes(32))})
+    with pytest.raises(VerificationError, match=r"hospital-2\.sqlite: stands at counter .* came from a backup"):
+        state_run(directory)
+
+
+def test_a_report_says_what_does_not_verify(directory: RunDirectory) -> None:
+    assert "NOT VERIFIED" not in write_report(directory.root).read_text()
+    edit(directory, "result.json", lambda it: it["hospitals"][0].update(epsilon=1.0))
+    page = write_report(directory.root).read_text()
+    assert "NOT VERIFIED" in page
+    assert "result.json: hospitals is not what ledgers and records say" in page
 
 
 def test_a_missing_record_is_told(directory: RunDirectory) -> None:

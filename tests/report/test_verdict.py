@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from privfm.federation.records import Interval, ProbeComparison, PublicLoss
+from privfm.plan import Plan, parse_plan
 from privfm.report.verdict import probe_verdict, public_loss_verdict
 
 
@@ -40,4 +41,11 @@ def test_learning_is_claimed_only_beyond_the_noise_only_control(
     ],
 )
 def test_a_lower_public_loss_than_with_noise_alone_is_learning(trained: float, claim: str) -> None:
-    assert claim in public_loss_verdict(PublicLoss(start=0.95, trained=trained, noise_only=1.02))
+    assert claim in public_loss_verdict(PublicLoss(start=0.95, trained=trained, noise_only=1.02), Plan())
+
+
+def test_losses_between_embeddings_claim_nothing() -> None:
+    plan = parse_plan({"objective": {"name": "simclr"}})
+    said = public_loss_verdict(PublicLoss(start=3.70, trained=0.75, noise_only=0.94), plan)
+    assert "it claims nothing" in said
+    assert "better" not in said
