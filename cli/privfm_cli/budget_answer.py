@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
     from privfm.dp.forecast import Forecast
     from privfm.dp.outlook import Outlook, UnderCap
 
-__all__ = ["Answer", "show_answer", "to_json", "warn_of_caps"]
+__all__ = ["Answer", "show_answer", "to_json", "warn_of_caps", "warn_of_delta"]
 
 MEANINGLESS = 50.0
 """Epsilon above which there is no promise left to speak of; people call 10 weak."""
+
+WELL_UNDER = 0.1
+"""Delta times patients up to which delta counts as well under one over patients."""
 
 SHOWN = 5
 """Points of a curve in a table."""
@@ -91,6 +95,18 @@ def warn_of_caps(answer: Answer) -> None:
         say(
             f"{name}: its lifetime cap of {found.cap:g} has room for {found.steps} of {answer.asked.reserved_steps} "
             f"steps; {advice}"
+        )
+
+
+def warn_of_delta(asked: Asked) -> None:
+    """Say on standard error that publishing one whole patient now and then would count as private."""
+    largest = max(asked.questions, key=lambda question: question.nominal_units)
+    delta, units = largest.delta, largest.nominal_units
+    if delta * units > WELL_UNDER:
+        refused = "; training refuses it" if delta * units >= 1 else ""
+        say(
+            f"{largest.id}: delta {delta:g} is not well under 1 / {units} patients: a patient published whole now and "
+            f"then would count as private; take {10 ** math.floor(math.log10(WELL_UNDER / units)):g} or less{refused}"
         )
 
 

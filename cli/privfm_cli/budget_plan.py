@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from privfm.dp.figures import figure
-from privfm.errors import PlanError
-from privfm_cli.budget_answer import Answer, show_answer, to_json, warn_of_caps
+from privfm.errors import BudgetExceeded, PlanError
+from privfm_cli.budget_answer import Answer, show_answer, to_json, warn_of_caps, warn_of_delta
 from privfm_cli.budget_questions import Asked, after_ledgers, from_flags, from_plan
 from privfm_cli.console import say, show_json
 
@@ -35,14 +35,16 @@ def plan(
     steps: Annotated[int | None, typer.Option(min=1, help="Noisy steps, retries included.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Instead: rounds of the federation.")] = None,
     local_steps: Annotated[
-        int | None, typer.Option(min=1, show_default="1", help="Noisy steps in a round, beside --rounds.")
+        int | None,
+        typer.Option(min=1, show_default="1, or the file's", help="Noisy steps in a round, beside --rounds."),
     ] = None,
     retry_rounds: Annotated[
-        int | None, typer.Option(min=0, show_default="2", help="Rounds a crash may cost, beside --rounds.")
+        int | None,
+        typer.Option(min=0, show_default="2, or the file's", help="Rounds a crash may cost, beside --rounds."),
     ] = None,
-    epsilon: Annotated[float | None, typer.Option(show_default="8.0", help="What may be spent.")] = None,
+    epsilon: Annotated[float | None, typer.Option(show_default="8.0, or the file's", help="What may be spent.")] = None,
     delta: Annotated[
-        float | None, typer.Option(show_default="1e-05", help="Chance that the guarantee may fail with.")
+        float | None, typer.Option(show_default="1e-05, or the file's", help="Chance that the guarantee may fail with.")
     ] = None,
     noise_multiplier: Annotated[
         float | None, typer.Option(help="Instead of --epsilon: noise standard deviation over clip norm.")
@@ -69,7 +71,8 @@ def plan(
     """Say how much noise a guarantee needs, or what a given noise costs. Nothing is spent.
 
     Flags describe one hospital, PLAN.toml as many as its [[hospitals]], each with its own patients, sampling rate
-    and epsilon.
+    and epsilon. Flags beside a file ask what if: each stands in place of what the file says, at every hospital.
+    Exit code 3 when ledgers (--after) have spent the epsilon already.
     """
     typed = {
         "--nominal-units": nominal_units,
@@ -87,12 +90,17 @@ def plan(
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise PlanError(f"--plot {plot}: must end in .svg or .png")
     if plan_file is not None and hospitals is not None:
-        raise PlanError(f"--hospitals: {plan_file} says that; change it there, or leave the file out")
+        raise PlanError(
+            f"--hospitals: averaged are those of {plan_file}; change its [[hospitals]], or leave the file out"
+        )
     asked = from_flags(flags) if plan_file is None else from_plan(plan_file, flags)
     if after is not None:
         asked, strangers = after_ledgers(asked, after)
         if strangers:
             say(f"no ledger under {after}, taken to have spent nothing: {', '.join(strangers)}")
+    warn_of_delta(asked)
+    for remark in asked.remarks:
+        say(remark)
     answer = _answer(asked, parameters, hospitals or len(asked.questions), curve=True if plot else curve)
     if plot is not None:
         from privfm_cli.budget_plot import draw
@@ -116,14 +124,16 @@ def _answer(asked: Asked, parameters: int | None, averaged: int, *, curve: bool 
     if curve is None and not wanted:
         left_out.append(f"no curves: {different} different budgets would take long; --curve has them worked out")
     try:
+        _refuse_what_is_spent(asked)
         outlooks = look_ahead(asked.questions, curve_at=asked.curve_at() if wanted else ())
     except ValueError as error:
         raise PlanError(f"this cannot be planned: {error}") from None
     for each in outlooks:
         if each.question.epsilon is not None and each.epsilon > each.question.epsilon:
-            if each.question.spent:  # the plan's limit is for its run alone
+            if each.question.spent or asked.what_if:  # the plan's limit is for its run alone, or this is a question
+                before = "with what its ledger has spent, " if each.question.spent else ""
                 left_out.append(
-                    f"{each.question.id}: with what its ledger has spent, epsilon {figure(each.epsilon)}, above the "
+                    f"{each.question.id}: {before}epsilon {figure(each.epsilon)}, above the "
                     f"{each.question.epsilon:g} that the plan allows its run"
                 )
                 continue
@@ -137,6 +147,20 @@ def _answer(asked: Asked, parameters: int | None, averaged: int, *, curve: bool 
     return Answer(
         asked, outlooks, () if count is None else _forecasts(asked, outlooks, count, averaged), tuple(left_out)
     )
+
+
+def _refuse_what_is_spent(asked: Asked) -> None:
+    from privfm.dp.accounting import epsilon
+
+    for each in asked.questions:
+        if not each.spent or each.epsilon is None or each.noise_multiplier is not None:
+            continue
+        spent = epsilon(each.spent, each.delta)
+        if spent >= each.epsilon:
+            raise BudgetExceeded(
+                f"{each.id}: epsilon {figure(spent)} is already spent, of {each.epsilon:g} for that and this run "
+                "together; ask for a larger --epsilon, or what a --noise-multiplier would cost"
+            )
 
 
 def _count(asked: Asked) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,20 @@ __all__ = ["Asked", "after_ledgers", "from_flags", "from_plan"]
 POINTS = 10
 """Of a curve, beside its end."""
 
+PLAN_KEYS = {
+    "--rounds": "federation.rounds",
+    "--local-steps": "federation.local_steps",
+    "--retry-rounds": "federation.retry_rounds",
+    "--epsilon": "privacy.epsilon",
+    "--delta": "privacy.delta",
+}
+"""Flags that stand in place of a key of a plan file."""
+
+MOST = {"--delta": 0.1, "--epsilon": 100.0, "--noise-multiplier": 1e6}
+
+OVER_EPSILON = ("epsilon", "noise_multiplier")
+"""Keys of a hospital that would keep an --epsilon from reaching it."""
+
 MOST_STEPS = 10**6
 """Noisy steps that are planned for; the accountant's time grows with them, and nobody trains for as many."""
 
@@ -35,6 +49,8 @@ class Asked:
         local_steps: noisy steps in a round; None where only steps were named.
         plan: the plan file, where there is one.
         caps: lifetime caps of hospitals whose ledgers were given and have one.
+        what_if: whether flags stand in place of what the plan file says.
+        remarks: sentences about how the question was taken.
     """
 
     questions: tuple[BudgetQuestion, ...]
@@ -43,6 +59,8 @@ class Asked:
     local_steps: int | None
     plan: Plan | None = None
     caps: Mapping[str, RdpFilter] = field(default_factory=dict)
+    what_if: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def every(self) -> int:
@@ -79,20 +97,20 @@ def from_flags(flags: dict[str, Any]) -> Asked:
     steps, reserved = _steps(flags)
     if reserved > MOST_STEPS:
         raise PlanError(f"{'--steps' if '--steps' in flags else '--rounds'}: {reserved} steps; at most {MOST_STEPS}")
+    _check_bounds(flags)
     noise, delta = flags.get("--noise-multiplier"), flags.get("--delta", 1e-5)
-    if noise is not None and "--epsilon" in flags:
-        raise PlanError("--epsilon or --noise-multiplier: give one of the two; the other is worked out")
     epsilon = None if noise is not None else flags.get("--epsilon", 8.0)
-    for flag, value, most in (
-        ("--delta", delta, 0.1),
-        ("--epsilon", epsilon, 100.0),
-        ("--noise-multiplier", noise, 1e6),
-    ):
-        if value is not None and not 0 < value <= most:
-            raise PlanError(f"{flag} {value:g}: must be above 0 and at most {most:g}")
     question = BudgetQuestion("hospital", units, _rate(flags, units), reserved, delta, epsilon, noise)
     local_steps = flags.get("--local-steps", 1) if "--rounds" in flags else None
     return Asked((question,), steps, reserved, local_steps)
+
+
+def _check_bounds(flags: dict[str, Any]) -> None:
+    if "--noise-multiplier" in flags and "--epsilon" in flags:
+        raise PlanError("--epsilon or --noise-multiplier: give one of the two; the other is worked out")
+    for flag, most in MOST.items():
+        if flag in flags and not 0 < flags[flag] <= most:
+            raise PlanError(f"{flag} {flags[flag]:g}: must be above 0 and at most {most:g}")
 
 
 def _rate(flags: dict[str, Any], units: int) -> float:
@@ -121,15 +139,14 @@ def _steps(flags: dict[str, Any]) -> tuple[int, int]:
 
 
 def from_plan(path: Path, flags: dict[str, Any]) -> Asked:
-    """Return the questions of a plan's hospitals; flags that a plan has keys for are refused beside it."""
+    """Return the questions of a plan's hospitals; each of `flags` stands in place of what the file says of them all."""
     from privfm.dp.outlook import BudgetQuestion
-    from privfm.plan import parse_plan, read_plan
 
-    if flags:
-        raise PlanError(f"{next(iter(flags))}: {path} says that; change it there, or leave the file out")
-    plan = parse_plan(read_plan(path), str(path))
+    plan, remarks = _what_if(path, flags)
     if not plan.hospitals:
         raise PlanError(f"{path}: has no [[hospitals]]; privfm plan check {path} reads them off the images")
+    if plan.reserved_steps > MOST_STEPS:
+        raise PlanError(f"{path}: {plan.reserved_steps} steps with all retries; at most {MOST_STEPS}")
     questions = tuple(
         BudgetQuestion(
             id=each.id,
@@ -142,7 +159,55 @@ def from_plan(path: Path, flags: dict[str, Any]) -> Asked:
         )
         for each in plan.hospitals
     )
-    return Asked(questions, plan.planned_steps, plan.reserved_steps, plan.steps_per_round, plan)
+    return Asked(
+        questions,
+        plan.planned_steps,
+        plan.reserved_steps,
+        plan.steps_per_round,
+        plan,
+        what_if=bool(flags),
+        remarks=remarks,
+    )
+
+
+def _what_if(path: Path, flags: dict[str, Any]) -> tuple[Plan, tuple[str, ...]]:
+    """Return the plan as `flags` would have it, and remarks on that; PlanError names the key, or the flag."""
+    from privfm.plan import parse_plan, read_plan
+
+    if "--steps" in flags:
+        raise PlanError(f"--steps: {path} counts in rounds; give --rounds, and --local-steps for the steps of one")
+    _check_bounds(flags)
+    content = read_plan(path)
+    plan = written = parse_plan(content, str(path))
+    for flag, key in PLAN_KEYS.items():
+        if flag in flags:
+            section, name = key.split(".")
+            content.setdefault(section, {})[name] = flags[flag]
+            plan = parse_plan(content, flag)
+    if written.hospitals:
+        content["hospitals"] = [_of_every_hospital(table, flags) for table in content["hospitals"]]
+        plan = parse_plan(content, str(path))
+    return plan, tuple(_set_aside(written, plan))
+
+
+def _of_every_hospital(table: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Return a hospital's table as flags would have it; with another epsilon its noise is worked out anew."""
+    table = {key: value for key, value in table.items() if "--epsilon" not in flags or key not in OVER_EPSILON}
+    if "--nominal-units" in flags:
+        table["nominal_units"] = flags["--nominal-units"]
+    if "--sample-rate" in flags or "--expected-units" in flags:
+        table["sample_rate"] = _rate(flags, table["nominal_units"])
+    if "--noise-multiplier" in flags:
+        table["noise_multiplier"] = flags["--noise-multiplier"]
+    return table
+
+
+def _set_aside(written: Plan, plan: Plan) -> Iterator[str]:
+    """Yield a remark where a hospital is asked about above its own limit, which training keeps."""
+    pairs = zip(written.hospitals, plan.hospitals, strict=True)
+    above = [old.id for old, new in pairs if old.epsilon is not None and plan.epsilon(new) > written.epsilon(old)]
+    if above:
+        yield f"{', '.join(above)}: asked about above their own epsilon in the plan, which training would keep to"
 
 
 def after_ledgers(asked: Asked, path: Path) -> tuple[Asked, tuple[str, ...]]:

@@ -170,18 +170,92 @@ def test_many_different_budgets_have_curves_when_asked(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("arguments", "names"),
+    ("flags", "like"),
     [
-        (["--epsilon", "4"], "--epsilon"),
-        (["--nominal-units", "9"], "--nominal-units"),
-        (["--hospitals", "9"], "--hospitals"),
+        (["--rounds", "100"], PLAN.replace("rounds = 10", "rounds = 100")),
+        (["--local-steps", "3"], PLAN.replace("local_steps = 2", "local_steps = 3")),
+        (["--retry-rounds", "0"], PLAN.replace("rounds = 10", "rounds = 10\nretry_rounds = 0")),
+        (["--epsilon", "6"], "[privacy]\nepsilon = 6.0\n" + PLAN.replace("epsilon = 4.0", "")),
+        (["--delta", "1e-6"], "[privacy]\ndelta = 1e-6\n" + PLAN),
+        (["--sample-rate", "0.2"], "[privacy]\nsample_rate = 0.2\n" + PLAN.replace("sample_rate = 0.1", "")),
+        (["--expected-units", "30"], PLAN.replace("sample_rate = 0.1", "sample_rate = 0.05")),
+        (
+            ["--nominal-units", "90"],
+            PLAN.replace("nominal_units = 600", "nominal_units = 90").replace("= 60\n", "= 90\n"),
+        ),
     ],
 )
-def test_what_a_plan_says_is_not_said_again(
-    arguments: list[str], names: str, plan_file: Path, capsys: pytest.CaptureFixture[str]
+def test_flags_beside_a_plan_ask_what_if_of_every_hospital(
+    flags: list[str], like: str, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(like)
+    rest = ["--parameters", "10", "--no-curve"]
+    wanted = planned(capsys, "budget", "plan", str(other), *rest)
+    assert planned(capsys, "budget", "plan", str(plan_file), *flags, *rest) == wanted
+    assert planned(capsys, "budget", "plan", str(plan_file), *rest) != wanted
+
+
+def test_a_noise_for_a_whole_plan_is_told_its_cost(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["budget", "plan", str(plan_file), "--parameters", "10", "--no-curve"]
+    found = planned(capsys, *arguments, "--noise-multiplier", "2.5")
+    for hospital, rate in zip(found["hospitals"], (0.1, 0.5, 0.5), strict=True):
+        assert hospital["epsilon"] == epsilon([SampledGaussian(rate, 2.5, 24)], 1e-5)
+    assert [line.split(",")[0] for line in found["left_out"]] == [
+        f"{name}: epsilon {found['hospitals'][1]['epsilon']:.3f}" for name in ("south", "west")
+    ]
+    assert "above the 4 that the plan allows" in found["left_out"][0]
+    # with another epsilon the noise that the file gives is worked out anew
+    plan_file.write_text(PLAN.replace("sample_rate = 0.1", "sample_rate = 0.1\nnoise_multiplier = 9.0"))
+    assert 2.985 <= planned(capsys, *arguments, "--epsilon", "3")["hospitals"][0]["epsilon"] <= 3
+
+
+def test_a_limit_of_a_hospital_that_is_asked_beyond_is_told(
+    plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["budget", "plan", str(plan_file), "--parameters", "10", "--no-curve"]
+    assert main([*arguments, "--epsilon", "6"]) == 0
+    assert capsys.readouterr().err == (
+        "south, west: asked about above their own epsilon in the plan, which training would keep to\n"
+    )
+    assert main([*arguments, "--epsilon", "3"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--steps", "9"], "--steps: {} counts in rounds; give --rounds"),
+        (["--hospitals", "9"], "--hospitals: averaged are those of {};"),
+        (["--epsilon", "4", "--noise-multiplier", "3"], "--epsilon or --noise-multiplier: give one of the two"),
+        (["--epsilon", "101"], "--epsilon 101: must be above 0 and at most 100"),
+        (["--rounds", "200000"], "--rounds: federation.rounds: input should be less than"),
+        (["--rounds", "100000", "--local-steps", "99"], "{}: 9900198 steps with all retries; at most 1000000"),
+        (["--expected-units", "61"], "--expected-units: a sampling rate of 1.01667"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_plan_is_one_line(
+    arguments: list[str], says: str, plan_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["budget", "plan", str(plan_file), *arguments]) == 2
-    assert capsys.readouterr().err.startswith(f"privfm: error: {names}: {plan_file} says that")
+    error = capsys.readouterr().err
+    assert error.startswith(f"privfm: error: {says.format(plan_file)}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("units", "delta", "take"), [(1000, "0.01", "0.0001"), (600, "0.0002", "0.0001")])
+def test_a_delta_that_is_large_for_so_many_patients_is_remarked_upon(
+    units: int, delta: str, take: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["budget", "plan", "--nominal-units", str(units), "--sample-rate", "0.1", "--steps", "9", "--no-curve"]
+    assert main([*arguments, "--parameters", "10", "--delta", delta]) == 0
+    warned = capsys.readouterr().err
+    assert f"delta {delta} is not well under 1 / {units} patients" in warned
+    assert f"take {take} or less" in warned
+    assert ("training refuses it" in warned) == (float(delta) * units >= 1)
+    assert warned.count("\n") == 1
+    assert main([*arguments, "--parameters", "10", "--delta", take]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -237,11 +311,16 @@ def test_what_ledgers_have_spent_counts(plan_file: Path, tmp_path: Path, capsys:
     assert planned(capsys, *RATES, *alone)["hospitals"][0]["noise_multiplier"] == south["noise_multiplier"]
     assert main([*RATES, *alone]) == 0
     assert "steps              24, after 6 on the ledger" in capsys.readouterr().out
-    for more, says in ((["--after", str(tmp_path)], "2 ledgers; give the one"), (["--epsilon", "1"], "already spent")):
-        assert main([*RATES, *alone, *more]) == 2
+    for more, says, code in (
+        (["--after", str(tmp_path)], "2 ledgers; give the one", 2),
+        (["--epsilon", "1"], f"epsilon {epsilon([spent], 1e-5):.3f} is already spent, of 1", 3),
+    ):
+        assert main([*RATES, *alone, *more]) == code
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
+    assert main([*arguments, "--epsilon", "1"]) == 3
+    assert "south: epsilon 1." in capsys.readouterr().err
 
 
 def test_a_lifetime_cap_that_would_stop_the_plan_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
