@@ -7,7 +7,8 @@
     │   └── ModelError            a backbone or checkpoint that is unknown or cannot be made sound
     ├── BudgetExceeded            a charge that the ledger refuses, before anything was computed (exit code 3)
     └── VerificationError         something was checked and is not what it must be (exit code 4)
-        ├── LedgerError           a ledger that is damaged, rolled back, locked or of another run
+        ├── LedgerError           a ledger that is damaged, rolled back or of another run
+        │   └── LedgerUnavailable one that is in use or cannot be written now, with nothing wrong (exit code 1)
         ├── RunError              a file in a run's folder that is missing or damaged
         └── ProtocolError         secure aggregation stopped; names the party to blame where evidence exists
             └── RolledBackError   hospitals' ledgers went back, by what they signed
@@ -23,6 +24,7 @@ __all__ = [
     "DataError",
     "InputError",
     "LedgerError",
+    "LedgerUnavailable",
     "ModelError",
     "PlanError",
     "PrivfmError",
@@ -70,7 +72,13 @@ class VerificationError(PrivfmError):
 
 
 class LedgerError(VerificationError):
-    """A ledger that is damaged, rolled back, locked or of another run."""
+    """A ledger that is damaged, rolled back or of another run."""
+
+
+class LedgerUnavailable(LedgerError):
+    """A ledger that is in use, or on a disk that is full: nothing is wrong with what it holds."""
+
+    exit_code = 1
 
 
 class RunError(VerificationError):

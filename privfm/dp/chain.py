@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privfm.errors import LedgerError
+from privfm.errors import LedgerError, LedgerUnavailable
 
 __all__ = ["GENESIS_PREVIOUS", "ChainFile", "Entry", "entry_hash"]
 
@@ -144,7 +144,7 @@ class ChainFile:
             self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise LedgerError(f"{self.path}: in use by another process; wait until that has ended") from None
+                raise LedgerUnavailable(f"{self.path}: in use by another process; wait until that has ended") from None
             raise
         self._connection.execute(f"PRAGMA busy_timeout = {_READER_PATIENCE_MS}")
 
@@ -199,9 +199,8 @@ class ChainFile:
             raise LedgerError(f"{self.path}: open for reading only")
         text = _canonical(body)
         entry = Entry(self._length, kind, json.loads(text), entry_hash(self._length, self._head, kind, text))
-        with _one_line(
-            self.path, "could not be written; free some space and resume; this entry is not in it, those before are"
-        ):
+        full = "could not be written; free some space and resume; this entry is not in it, those before are"
+        with _one_line(self.path, full, LedgerUnavailable):
             try:
                 self._write(entry, text, keep, drop)
             except BaseException:
@@ -278,9 +277,9 @@ def _publish(unfinished: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _one_line(path: Path, problem: str) -> Iterator[None]:
+def _one_line(path: Path, problem: str, kind: type[LedgerError] = LedgerError) -> Iterator[None]:
     """Turn what SQLite or the file system reports into a LedgerError; SQLite may quote damaged text that is no text."""
     try:
         yield
     except (sqlite3.Error, OSError, OverflowError, UnicodeDecodeError) as error:
-        raise LedgerError(f"{path}: {problem} ({' '.join(str(error).split())})") from None
+        raise kind(f"{path}: {problem} ({' '.join(str(error).split())})") from None

@@ -27,7 +27,7 @@ from privfm.dp.chain import entry_hash
 from privfm.dp.events import SampledGaussian
 from privfm.dp.filter import RdpFilter
 from privfm.dp.ledger import Charge, Ledger
-from privfm.errors import BudgetExceeded, LedgerError
+from privfm.errors import BudgetExceeded, LedgerError, LedgerUnavailable
 
 STEP = SampledGaussian(0.1, 2.0, 5)
 PLAN = b"p" * 32
@@ -508,7 +508,7 @@ def test_a_second_writer_is_refused_and_a_reader_is_not(ledger: Ledger, path: Pa
 
 
 def test_a_second_writer_in_the_same_process_is_refused_too(ledger: Ledger, path: Path) -> None:
-    with pytest.raises(LedgerError, match="in use by another process"):
+    with pytest.raises(LedgerUnavailable, match="in use by another process"):
         Ledger.open(path)
     ledger.shut()
     with Ledger.open(path) as again:
