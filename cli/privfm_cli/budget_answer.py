@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from privfm.dp.forecast import Forecast
     from privfm.dp.outlook import Outlook, UnderCap
 
-__all__ = ["Answer", "show_answer", "to_json", "warn_of_caps", "warn_of_delta"]
+__all__ = ["Answer", "show_answer", "to_json", "under_caps", "warn_of_caps", "warn_of_delta"]
 
 MEANINGLESS = 50.0
 """Epsilon above which there is no promise left to speak of; people call 10 weak."""
@@ -44,7 +44,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
     from privfm.dp.events import total_steps
 
     asked = answer.asked
-    caps = {name: asdict(found) for name, found in _under_caps(answer).items()}
+    caps = {name: asdict(found) for name, found in under_caps(answer).items()}
     forecasts = answer.forecasts or (None,) * len(answer.outlooks)
     return {
         "accountant": accountant_version("pld"),
@@ -74,7 +74,8 @@ def to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _under_caps(answer: Answer) -> dict[str, UnderCap]:
+def under_caps(answer: Answer) -> dict[str, UnderCap]:
+    """Return what lifetime caps make of the outlooks, of hospitals that have one."""
     from privfm.dp.outlook import under_cap
 
     caps = answer.asked.caps
@@ -87,7 +88,7 @@ def _under_caps(answer: Answer) -> dict[str, UnderCap]:
 
 def warn_of_caps(answer: Answer) -> None:
     """Say on standard error which lifetime caps would stop the plan."""
-    for name, found in _under_caps(answer).items():
+    for name, found in under_caps(answer).items():
         if found.steps == answer.asked.reserved_steps:
             continue
         needed = found.noise_multiplier

@@ -10,7 +10,7 @@ import typer
 
 from privfm.dp.figures import figure
 from privfm.errors import BudgetExceeded, PlanError
-from privfm_cli.budget_answer import Answer, show_answer, to_json, warn_of_caps, warn_of_delta
+from privfm_cli.budget_answer import Answer, show_answer, to_json, under_caps, warn_of_caps, warn_of_delta
 from privfm_cli.budget_questions import Asked, after_ledgers, from_flags, from_plan
 from privfm_cli.console import say, show_json
 
@@ -105,8 +105,7 @@ def plan(
     if plot is not None:
         from privfm_cli.budget_plot import draw
 
-        caps = {name: cap.epsilon for name, cap in asked.caps.items()}
-        draw(answer.outlooks, plot, local_steps=asked.local_steps, caps=caps)
+        draw(answer.outlooks, plot, local_steps=asked.local_steps, caps=under_caps(answer))
         say(f"drawn: {plot}")
     warn_of_caps(answer)
     if as_json:

@@ -85,11 +85,13 @@ class UnderCap:
     Args:
         cap: its epsilon.
         steps: how many of the steps it has room for.
+        fitting: how many such steps it has room for, however many are planned.
         noise_multiplier: at least the outlook's, with which it has room for all; None where no noise would do.
     """
 
     cap: float
     steps: int
+    fitting: int
     noise_multiplier: float | None
 
 
@@ -168,12 +170,12 @@ def under_cap(outlook: Outlook, cap: RdpFilter) -> UnderCap:
     asked, noise_multiplier = outlook.question, outlook.noise_multiplier
     fitting = cap.steps_that_fit(SampledGaussian(asked.sample_rate, noise_multiplier, 1), asked.spent)
     if fitting >= asked.steps:
-        return UnderCap(cap.epsilon, asked.steps, noise_multiplier)
+        return UnderCap(cap.epsilon, asked.steps, fitting, noise_multiplier)
     try:
         needed = calibrate_noise_under(cap, sample_rate=asked.sample_rate, steps=asked.steps, spent=asked.spent)
     except ValueError:
-        return UnderCap(cap.epsilon, fitting, None)
-    return UnderCap(cap.epsilon, fitting, needed)
+        return UnderCap(cap.epsilon, fitting, fitting, None)
+    return UnderCap(cap.epsilon, fitting, fitting, needed)
 
 
 def serve_outlooks() -> None:

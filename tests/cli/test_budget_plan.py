@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from privfm_cli.budget_plot import COLOURS, DASHES, MOST_CURVES, WHY_STOPPED
 from privfm_cli.main import main
 
 from privfm.dp.accounting import epsilon
+from privfm.dp.calibration import calibrate_noise_under
 from privfm.dp.events import SampledGaussian
 from privfm.dp.filter import RdpFilter
 from privfm.dp.forecast import forecast
@@ -359,6 +364,66 @@ def test_curves_are_drawn(
             for word in ("north: 7.9", "south, west: 4.00", "allowed: 8", "allowed: 4", "rounds", "epsilon")
         )
     assert capsys.readouterr().err == f"drawn: {path}\n"
+
+
+def drawn(path: Path, *arguments: str) -> list[str]:
+    """Texts of a figure, and nothing else; matplotlib notes each beside its glyphs."""
+    assert main(["budget", "plan", *arguments, "--parameters", "10", "--plot", str(path)]) == 0
+    return re.findall(r"<!-- (.*?) -->", path.read_text())
+
+
+def test_where_a_lifetime_cap_stops_a_curve_is_marked(
+    plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledgers = tmp_path / "ledgers"
+    ledgers.mkdir()
+    for name, epsilon_kept in (("north", 5.0), ("south", 3.0)):
+        Ledger.create(ledgers / f"{name}.sqlite", name, cap=RdpFilter.for_cap(epsilon_kept, 1e-5)).shut()
+    arguments = [str(plan_file), "--after", str(ledgers), "--sample-rate", "0.5"]
+    texts = drawn(tmp_path / "curve.svg", *arguments)
+    steps = {line.split(":")[0]: int(line.split(" for ")[1].split()[0]) for line in caps_told(capsys)}
+    assert steps.keys() == {"north", "south"}
+    assert f"capped after {steps['north'] // 2}" in texts
+    assert f"south capped after {steps['south'] // 2}" in texts  # and west, which has no cap, ends where it does
+    assert WHY_STOPPED in texts
+    nothing_fits = drawn(tmp_path / "curve.svg", *arguments, "--noise-multiplier", "0.5")
+    assert "north, south capped before the first" in nothing_fits
+    # a run that fills its cap ends there, below the cap's epsilon, which has to be said as well
+    full = RdpFilter.for_cap(3.0, 1e-5)
+    noise = calibrate_noise_under(full, sample_rate=0.5, steps=24)
+    alone = [*RATES[2:], "--after", str(ledgers / "south.sqlite"), "--steps", "24", "--noise-multiplier"]
+    assert "capped after 24" in drawn(tmp_path / "curve.svg", *alone, f"{noise:.9f}")
+    assert WHY_STOPPED not in drawn(tmp_path / "curve.svg", *alone, "30")
+
+
+def caps_told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if "has room for" in line]
+
+
+def test_many_hospitals_are_drawn_as_their_range(tmp_path: Path) -> None:
+    path = tmp_path / "many.toml"
+    rows = [f'[[hospitals]]\nid = "h{i}"\nnominal_units = 60\nepsilon = {1 + i / 2}\n' for i in range(9)]
+    path.write_text("".join(rows))
+    texts = drawn(tmp_path / "many.svg", str(path))
+    assert [text for text in texts if ": " in text] == [
+        "lowest (h0): 1.00",
+        "median (h4): 3.00",
+        "highest (h8): 5.00",
+        "lowest allowed: 1",
+        "highest allowed: 5",
+    ]
+    path.write_text("".join(rows[:8]))
+    named = [text.split(":")[0] for text in drawn(tmp_path / "many.svg", str(path)) if text.startswith("h")]
+    assert named == [*(f"h{i}" for i in range(8)), "highest allowed"]
+
+
+def test_lines_are_told_apart_by_colour_and_by_dashes() -> None:
+    looks = [(COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]) for i in range(MOST_CURVES)]
+    assert len({colour for colour, _ in looks}) == MOST_CURVES
+    for (colour, dashes), (next_colour, next_dashes) in pairwise(looks):
+        assert dashes != next_dashes
+        rgb, next_rgb = (np.array([int(each[k : k + 2], 16) for k in (1, 3, 5)]) for each in (colour, next_colour))
+        assert np.linalg.norm(rgb - next_rgb) > 80
 
 
 def test_an_epsilon_that_protects_nobody_is_remarked_upon(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,8 @@ import pytest
 from privfm.dp import outlook
 from privfm.dp.accounting import epsilon
 from privfm.dp.events import SampledGaussian
-from privfm.dp.outlook import BudgetQuestion, look_ahead
+from privfm.dp.filter import RdpFilter
+from privfm.dp.outlook import BudgetQuestion, look_ahead, under_cap
 from privfm.dp.workers import ask_workers
 
 QUESTION = BudgetQuestion("north", 60, 0.5, 24, 1e-5, 8.0)
@@ -49,6 +50,17 @@ def test_equal_budgets_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> N
     found = look_ahead([replace(QUESTION, id=f"h{i}", nominal_units=9 + i % 2) for i in range(30)])
     assert len(asked) == 1
     assert {each.expected_units for each in found} == {4.5, 5.0}
+
+
+def test_a_cap_says_how_far_it_would_reach_beyond_what_is_planned() -> None:
+    (planned,) = look_ahead([replace(QUESTION, epsilon=None, noise_multiplier=6.0, spent=SPENT[1:])])
+    one = SampledGaussian(0.5, 6.0, 1)
+    for cap in (RdpFilter.for_cap(9.0, 1e-5), RdpFilter.for_cap(3.0, 1e-5)):
+        found = under_cap(planned, cap)
+        assert cap.admits([*SPENT[1:], one.repeated(found.fitting)])
+        assert not cap.admits([*SPENT[1:], one.repeated(found.fitting + 1)])
+        assert found.steps == min(found.fitting, 24)
+    assert under_cap(planned, RdpFilter.for_cap(9.0, 1e-5)).fitting > 24 > found.fitting
 
 
 @pytest.mark.parametrize(
