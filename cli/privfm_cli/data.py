@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privfm_cli.console import Column, show, show_json, show_table
+from privfm_cli.console import WIDTH, Column, show, show_json, show_table
 
 if TYPE_CHECKING:
     from privfm.data.check import DataReport
@@ -32,7 +33,8 @@ def check(
     """Tell a hospital what is in DIR, a folder of images, a manifest.csv or a folder of DICOM files.
 
     What it says names files and patients: it is for the hospital's own eyes, and nothing is sent anywhere. The exit
-    code is 2 when training would refuse the data.
+    code is 2 when training would refuse the data. Patients at several hospitals are accepted where the plan declares
+    them; the last line says how.
     """
     from privfm.data.check import check_folder
 
@@ -60,10 +62,23 @@ def _show(report: DataReport) -> None:
     _show_list("Training refuses this", report.problems)
     _show_list("Doubtful: is every patient id one person?", report.identifier_warnings)
     shared = [f"{patient}: {', '.join(places)}" for patient, places in report.shared_patients.items()]
-    _show_list("Patients at several hospitals (refused unless data.max_hospitals_per_patient allows it)", shared)
+    _show_list("Patients at several hospitals (refused unless the plan declares them)", shared)
     _show_list("Near-duplicates across patients (one person under two ids?)", _pairs(report), report.duplicate_pairs)
     show()
-    show("Training would accept this folder." if report.usable else "Training would refuse this folder.")
+    show(textwrap.fill(_verdict(report), WIDTH))
+
+
+def _verdict(report: DataReport) -> str:
+    if not report.usable:
+        return "Training would refuse this folder."
+    most = report.max_hospitals_per_patient
+    if most == 1:
+        return "Training would accept this folder."
+    return (
+        f"Training would refuse this folder unless the plan declares, under [data], max_hospitals_per_patient = {most}"
+        f": a patient is at {most} hospitals, and what they spend is added up. If these are different people, rename "
+        "their folders instead."
+    )
 
 
 def _show_counts(name: str, counts: dict[str, int]) -> None:

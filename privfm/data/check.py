@@ -85,12 +85,18 @@ class DataReport:
 
     @property
     def usable(self) -> bool:
-        """Whether training would accept the data as they are (shared patients must be declared)."""
+        """Whether training would accept the data as they are, where the plan declares `max_hospitals_per_patient`."""
         return self.images > 0 and not self.problems
+
+    @property
+    def max_hospitals_per_patient(self) -> int:
+        """What the plan's key `data.max_hospitals_per_patient` must be at least; above 1 it has to be written there."""
+        return max((len(places) for places in self.shared_patients.values()), default=1)
 
     def to_dict(self) -> dict[str, object]:
         """The report for JSON."""
-        return {"usable": self.usable, **asdict(self)}
+        needed = {"max_hospitals_per_patient": self.max_hospitals_per_patient}
+        return {"usable": self.usable, **needed, **asdict(self)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from privfm_cli.main import main
 
 from privfm.data import check_folder
 from privfm.data.duplicates import difference_hash, near_duplicates, thumbnail
 from privfm.data.identifiers import identifier_warnings
 from privfm.data.procedural import procedural_images
 from privfm.errors import DataError
+from privfm.federation.cohort import gather_cohort
+from privfm.plan import parse_plan
 
 
 def picture(seed: int, size: int = 64) -> Image.Image:
@@ -92,8 +95,25 @@ def test_a_manifest_with_labels(root: Path) -> None:
 
 
 def test_patients_at_two_hospitals(root: Path) -> None:
+    assert check_folder(root).max_hospitals_per_patient == 1
     save(picture(9), root / "south" / "P1" / "a.png")
-    assert check_folder(root).shared_patients == {"P1": ("north", "south")}
+    report = check_folder(root)
+    assert report.shared_patients == {"P1": ("north", "south")}
+    assert report.max_hospitals_per_patient == report.to_dict()["max_hospitals_per_patient"] == 2
+
+
+def test_what_the_check_tells_to_declare_is_what_training_takes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(root)]) == 0
+    assert capsys.readouterr().out.endswith("\nTraining would accept this folder.\n")
+    for place in ("south", "west"):
+        save(picture(9), root / place / "P1" / "a.png")
+    assert main(["data", "check", str(root)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "refuse this folder unless the plan declares, under [data], max_hospitals_per_patient = 3:" in told
+    for declared, says in (({}, "patient P1 is at hospitals"), ({"max_hospitals_per_patient": 2}, "is at 3 hospitals")):
+        with pytest.raises(DataError, match=says):
+            gather_cohort(parse_plan({"data": {"source": str(root), **declared}}))
+    gather_cohort(parse_plan({"data": {"source": str(root), "max_hospitals_per_patient": 3}}))
 
 
 def test_repeated_images_across_patients_are_found_in_other_clothes(root: Path) -> None:
