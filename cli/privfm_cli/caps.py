@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from privfm.dp.calibration import cap_for_plan
-from privfm.dp.events import total_steps
+from privfm.dp.events import SampledGaussian, total_steps
 from privfm.dp.filter import RdpFilter
 from privfm.dp.ledger import Ledger
 from privfm.errors import PlanError
 from privfm_cli.spending import DEFAULT_DELTA, ledger_files, plan_of
 
 __all__ = ["CapState", "lower_caps", "read_caps"]
+
+PLACES = 10_000
+"""Of epsilons that can be typed: four decimals."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class CapState:
         hospital: whose ledger it is.
         path: the ledger.
         epsilon, delta, order: of the filter; None where there is no cap.
-        share_left: of the filter's budget, in [0, 1].
+        share_left: of the filter's budget, a Renyi divergence at `order`, in [0, 1]; not a share of epsilon.
         run: the newest run on record; None before the first.
         rounds_left: that the newest run may still charge by its own declaration, retries included; 0 when it is over.
         rounds_that_fit: further rounds of the newest run's kind that the cap has room for.
@@ -87,8 +92,20 @@ def _new_cap(ledger: Ledger, epsilon: float, delta: float | None, usual: float) 
             return _first_cap(ledger, epsilon, usual if delta is None else delta)
         return RdpFilter(epsilon, old.delta, old.order)
     except ValueError as error:
-        why = error if old is None else f"nothing fits at the order {old.order:g}, which it keeps for life"
-        raise PlanError(f"--epsilon {epsilon:g}: no cap for {name}: {why}; take a larger one") from None
+        why = f"{error}; take a larger one" if old is None else _way_down(old, ledger.events())
+        raise PlanError(f"--epsilon {epsilon:g}: no cap for {name}: {why}") from None
+
+
+def _way_down(cap: RdpFilter, events: Sequence[SampledGaussian]) -> str:
+    """Return how far a cap can be lowered, and with which epsilon to allow nothing beyond what is spent already."""
+    least, spent = cap.epsilon - cap.budget, cap.spent(events)
+    last = f"its order {cap.order:g}, kept for life, cannot hold one of {least:.4f} or less"
+    if spent >= cap.budget:
+        return f"{last}, and the one of {cap.epsilon:g} in force leaves room for nothing more"
+    full = math.floor((least + spent) * PLACES - 1) / PLACES
+    if full > least:
+        return f"{last}; --epsilon {full:g} is what it has spent by the cap's rule, and leaves room for nothing more"
+    return f"{last}; --epsilon {math.ceil(least * PLACES + 1) / PLACES:g} leaves room for next to nothing"
 
 
 def _first_cap(ledger: Ledger, epsilon: float, delta: float) -> RdpFilter:

@@ -200,9 +200,39 @@ def test_a_cap_can_be_lowered_and_never_raised(run: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["west", "8", "0.0001"]
 
 
+def test_a_cap_can_be_lowered_to_what_is_spent_and_the_refusal_says_how(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _json(capsys, "budget", "cap", str(run), "--epsilon", "8")
+    for name in ("south", "west"):
+        path = run / "ledgers" / f"{name}.sqlite"
+        assert main(["budget", "cap", str(path), "--epsilon", "0.5"]) == 2
+        told = capsys.readouterr().err
+        assert "and leaves room for nothing more" in told
+        full = told.rpartition("--epsilon ")[2].split()[0]
+        (lower,) = _json(capsys, "budget", "cap", str(path), "--epsilon", full)["hospitals"]
+        assert (lower["rounds_that_fit"], lower["share_left"]) == (0, 0.0)
+        with Ledger.open(path) as ledger:
+            cap = ledger.cap
+            assert cap is not None
+            assert cap.steps_that_fit(SampledGaussian(0.01, 100.0, 1), ledger.events()) == 0
+            assert epsilon(ledger.events(), cap.delta) < cap.epsilon <= 8
+            with pytest.raises(BudgetExceeded, match="lifetime cap"):
+                ledger.charge("run-1", 4, 0, context=bytes(32))
+        assert main(["budget", "cap", str(path), "--epsilon", "0.5"]) == 2
+        assert f"the one of {full} in force leaves room for nothing more" in capsys.readouterr().err
+    north = run / "ledgers" / "north.sqlite"  # which has spent nothing
+    assert main(["budget", "cap", str(north), "--epsilon", "0.5"]) == 2
+    told = capsys.readouterr().err
+    assert "leaves room for next to nothing" in told
+    least = told.rpartition("--epsilon ")[2].split()[0]
+    (lower,) = _json(capsys, "budget", "cap", str(north), "--epsilon", least)["hospitals"]
+    assert lower["rounds_that_fit"] == 0
+
+
 def test_a_ledger_in_use_keeps_its_cap(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Ledger.open(run / "ledgers" / "west.sqlite"):
-        assert main(["budget", "cap", str(run), "--epsilon", "9"]) == 4
+        assert main(["budget", "cap", str(run), "--epsilon", "9"]) == 1
         assert "west.sqlite" in capsys.readouterr().err
     assert [each["epsilon"] for each in _json(capsys, "budget", "cap", str(run))["hospitals"]] == [None] * 3
 
