@@ -100,7 +100,7 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
             ),
             Plot(
                 "Scores of the same kind of canaries in sums over hospitals",
-                "how far the sums went down a canary's gradient, in standard deviations of other weights",
+                "descent along a canary, in deviations of other weights",
                 "what is left of it for a coordinator, once optimisers and other hospitals' noise came between",
                 histogram(further.scores),
             ),

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from privfm import __version__
 from privfm.errors import InputError, PrivfmError, RunError
 from privfm.federation.cohort import gather_cohort
@@ -326,7 +328,9 @@ def _check_names(only: Sequence[str], possible: dict[str, Audit]) -> None:
 
 
 def _made(subject: Subject, names: Sequence[str]) -> Report:
-    results = []
+    threads, results = subject.plan.performance.threads, []
+    if threads:
+        torch.set_num_threads(threads)
     for name in names:
         subject.observer.stage(f"auditing: {name} (about {AUDITS[name].seconds} s for a small run)")
         try:

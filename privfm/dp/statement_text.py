@@ -119,7 +119,7 @@ def _promise(statement: PrivacyStatement) -> Section:
 
 
 def _odds(epsilon: float) -> str:
-    return f"{math.exp(epsilon):.3g}" if epsilon < 100 else "any number of"
+    return f"{float(f'{math.exp(epsilon):.3g}'):,g}" if epsilon < 100 else "any number of"
 
 
 def _spending(statement: PrivacyStatement) -> Section:

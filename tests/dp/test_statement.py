@@ -181,7 +181,7 @@ def test_optional_parts_appear_when_there_is_something_to_say() -> None:
     both = epsilon([*CHARGED, *CHARGED], 1e-5)
     assert f"with images at north, south: epsilon {both:.3f}" in text
     assert f"epsilon is at most {both:.3f} for one with images at north, south, and " in text  # before any smaller one
-    assert f"e^epsilon = {math.exp(both):.3g} times" in text
+    assert f"e^epsilon = {math.exp(both):,.3g} times" in text
     assert "canaries: epsilon is at least 0.4 (95% confidence); the attack could have shown up to 6.1" in " ".join(
         text.split()
     )
