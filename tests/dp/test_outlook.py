@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
 from privfm.dp import outlook
 from privfm.dp.accounting import epsilon
+from privfm.dp.calibration import calibrate_noise_under, cap_for_plan
 from privfm.dp.events import SampledGaussian
 from privfm.dp.filter import RdpFilter
 from privfm.dp.outlook import BudgetQuestion, look_ahead, under_cap
@@ -61,6 +63,24 @@ def test_a_cap_says_how_far_it_would_reach_beyond_what_is_planned() -> None:
         assert not cap.admits([*SPENT[1:], one.repeated(found.fitting + 1)])
         assert found.steps == min(found.fitting, 24)
     assert under_cap(planned, RdpFilter.for_cap(9.0, 1e-5)).fitting > 24 > found.fitting
+
+
+def spent_when_full(cap: RdpFilter, sample_rate: float, steps: int) -> float:
+    noise_multiplier = calibrate_noise_under(cap, sample_rate=sample_rate, steps=steps)
+    return epsilon([SampledGaussian(sample_rate, noise_multiplier, steps)], cap.delta)
+
+
+def test_the_guide_says_at_which_epsilon_a_full_cap_refuses() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
+    table = guide.partition("| sampling rate | 8 steps |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) == 3
+    for row in table:
+        rate, *cells = (float(cell.partition("/")[0]) for cell in row.strip("| ").split("|"))
+        unfitted = [float(cell.partition("/")[2]) for cell in row.strip("| ").split("|")[1:]]
+        for steps, one, other in zip((8, 24, 100, 1000), cells, unfitted, strict=True):
+            fitted = cap_for_plan(epsilon=5.0, delta=1e-5, sample_rate=rate, steps=steps)
+            assert spent_when_full(fitted, rate, steps) == pytest.approx(one, abs=0.006)
+            assert spent_when_full(RdpFilter.for_cap(5.0, 1e-5), rate, steps) == pytest.approx(other, abs=0.006)
 
 
 @pytest.mark.parametrize(
