@@ -40,6 +40,9 @@ __all__ = ["ForgetEffort", "Pair", "audit_forgetting", "pair_of"]
 
 MOST_BYSTANDERS = 120
 
+EQUIVALENT = 0.7
+"""Area that the interval may reach where a model counts as like those that never saw them: no alarm is not enough."""
+
 Patients = Float[Tensor, "patients each c h w"]
 
 
@@ -204,9 +207,11 @@ def _of_pair(
     after = references.told_apart(load_network(pair.again.root), asked, bystanders, rng)
     findings.append(Finding("trained again, like models that never saw them", not after.beyond_chance, str(after)))
     figures |= _figures("trained again", after)
-    verdict = Verdict.LEAK if after.beyond_chance else Verdict.NO_LEAK_DETECTED
-    sentence = _SENTENCES["told" if after.beyond_chance else "forgotten"] + _of_before(before)
-    return _result(plan, verdict, sentence, findings, figures)
+    alike = Finding("enough asked out", after.high <= EQUIVALENT, f"{after}; {EQUIVALENT} is the most")
+    findings += [] if after.beyond_chance else [alike]
+    sentence = "told" if after.beyond_chance else "forgotten" if alike.passed else "exact"
+    verdict = {"told": Verdict.LEAK, "forgotten": Verdict.NO_LEAK_DETECTED}.get(sentence, Verdict.INCONCLUSIVE)
+    return _result(plan, verdict, _SENTENCES[sentence] + _of_before(before), findings, figures)
 
 
 def _asked_out(plan: Plan, forgotten: Forgotten) -> list[ImageSet]:
@@ -263,6 +268,8 @@ _SENTENCES = {
     "other": "the run that was trained again is not the same run without those who asked out",
     "told": "the model that was trained again gives away who asked out",
     "forgotten": "the model that was trained again cannot be told from models that never saw who asked out",
+    "exact": "the model was trained again exactly, without who asked out; they are too few for a comparison to show "
+    "that nothing of them is left in it",
     "withdraw": "the model as it stands gives away who asked out: withdraw it, and train again without them",
     "kept": "nothing is seen of who asked out in the model as it stands, which was not trained again",
 }

@@ -22,7 +22,7 @@ from privfm.federation.stating import BUILT_IN
 from privfm.plan import Plan
 from privfm_attacks.claims import Claim
 from privfm_attacks.overfitting import overfit
-from privfm_attacks.signals import SIGNALS, images_of, relative_signals
+from privfm_attacks.signals import SIGNALS, images_of, pooled_features, relative_signals
 from privfm_attacks.telling_apart import Progress, ToldApart, roc, tell_apart
 from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict
 
@@ -31,8 +31,8 @@ __all__ = ["CAUGHT", "FEWEST", "MembershipEffort", "audit_membership", "stranger
 CAUGHT = 0.75
 """Area under the curve that the control must reach, or nothing is concluded."""
 
-WIDEST = 0.1
-"""Half of an interval that still says something."""
+WIDEST = 0.05
+"""Half of an interval that still says something where it reaches beyond what is allowed, or nothing is claimed."""
 
 FEWEST = 20
 """Patients on a side."""
@@ -64,6 +64,7 @@ def audit_membership(
     cohort: Cohort,
     effort: MembershipEffort = MembershipEffort(),
     progress: Progress = lambda stage, done, total: None,
+    others: ImageSet | None = None,
 ) -> AuditResult:
     """Return the audit of a finished run.
 
@@ -71,9 +72,11 @@ def audit_membership(
         learner, start: the network after and before the run.
         cohort: the run's images; members are those trained on.
         progress: told a stage, and how much of it is done.
+        others: patients of the same kind who were not; by default those whom the run held out.
     """
     plan = learner.plan
-    sides = list(cohort.images.values()), strangers(plan, cohort, effort.patients)
+    known = strangers(plan, cohort, effort.patients) if others is None else [others]
+    sides = list(cohort.images.values()), known
     local = plan.data.source not in BUILT_IN
     return tell_members(learner, start, *sides, Claim.of(plan), SIGNALS, effort, progress, local=local)
 
@@ -102,14 +105,22 @@ def tell_members(
     rng = np.random.default_rng(learner.plan.seed)
     inside, outside = (_some(side, effort.patients, effort.images, rng) for side in (members, others))
     if min(len(inside), len(outside)) < FEWEST:
-        return _too_few(len(inside), len(outside))
+        return _too_few(len(inside), len(outside), local=local)
+    blind = _told_by(start, inside, outside, rng)
     control = _Control.made(start, inside, signals, effort, rng, progress)
     scores: list[Float[np.ndarray, " patients"]] = []
     for side in (inside, outside):
         progress("membership: signals", len(scores), 2)
         scores.append(control.scored(relative_signals(learner, start, side, effort.draws, signals)))
     progress("membership: signals", 2, 2)
-    return _judged(claim, tell_apart(scores[0], scores[1], rng), control, roc(scores[0], scores[1]), local=local)
+    told = tell_apart(scores[0], scores[1], rng)
+    return _judged(claim, told, blind, control, roc(scores[0], scores[1]), local=local)
+
+
+def _told_by(start: Learner, inside: Tensor, outside: Tensor, rng: np.random.Generator) -> ToldApart:
+    """How well a network that never saw anybody tells the two sides apart: they should be of one kind."""
+    features = [pooled_features(start, side) for side in (inside, outside)]
+    return tell_apart(*_cross_fitted(features[0], features[1], strength=0.1), rng)
 
 
 def _some(
@@ -182,44 +193,56 @@ class _Control:
 
 
 def _fitted(
-    inside: Float[np.ndarray, "inside signals"], outside: Float[np.ndarray, "outside signals"]
+    inside: Float[np.ndarray, "inside signals"], outside: Float[np.ndarray, "outside signals"], strength: float = 1.0
 ) -> tuple[Float[np.ndarray, " signals"], Float[np.ndarray, " signals"]]:
     """Centre and weights of a logistic regression on standardised signals."""
     from sklearn.linear_model import LogisticRegression
 
     both = np.concatenate([inside, outside])
     mean, scale = both.mean(axis=0), both.std(axis=0) + 1e-12
-    model = LogisticRegression().fit((both - mean) / scale, np.arange(len(both)) < len(inside))
+    model = LogisticRegression(C=strength, max_iter=1_000).fit(
+        (both - mean) / scale, np.arange(len(both)) < len(inside)
+    )
     return mean, model.coef_[0] / scale
 
 
 def _cross_fitted(
-    inside: Float[np.ndarray, "inside signals"], outside: Float[np.ndarray, "outside signals"], folds: int = 10
+    inside: Float[np.ndarray, "inside signals"],
+    outside: Float[np.ndarray, "outside signals"],
+    strength: float = 1.0,
+    folds: int = 10,
 ) -> tuple[Float[np.ndarray, " inside"], Float[np.ndarray, " outside"]]:
     """Scores of both sides, each by weights from the other folds."""
     scores = [np.empty(len(side)) for side in (inside, outside)]
     for fold in range(folds):
         held = [np.arange(len(side)) % folds == fold for side in (inside, outside)]
-        mean, weights = _fitted(inside[~held[0]], outside[~held[1]])
+        mean, weights = _fitted(inside[~held[0]], outside[~held[1]], strength)
         for side, score, rows in zip((inside, outside), scores, held, strict=True):
             score[rows] = (side[rows] - mean) @ weights
     return scores[0], scores[1]
 
 
-def _too_few(inside: int, outside: int) -> AuditResult:
+def _too_few(inside: int, outside: int, *, local: bool) -> AuditResult:
     return _result(
         Verdict.INCONCLUSIVE,
         f"{inside} patients trained on and {outside} held out can be read; {FEWEST} of each are needed: hold patients "
-        "out (--probe, data.held_out) when the run is planned",
+        "out (--probe, data.held_out) when the run is planned, or name a folder with others: --held-out DIR",
         (),
         {},
+        local=local,
     )
 
 
 def _judged(
-    claim: Claim, told: ToldApart, control: _Control, curve: list[tuple[float, float]], *, local: bool
+    claim: Claim,
+    told: ToldApart,
+    blind: ToldApart,
+    control: _Control,
+    curve: list[tuple[float, float]],
+    *,
+    local: bool,
 ) -> AuditResult:
-    width = (told.high - told.low) / 2
+    width, within = (told.high - told.low) / 2, claim.guaranteed and told.high <= claim.allowed
     findings = (
         claim.judge("within what is allowed", told),
         Finding(
@@ -228,10 +251,20 @@ def _judged(
             f"of an encoder overfitted for {control.steps} steps, the same attack makes {control.told.auc:.3f} "
             f"(99%: {control.told.low:.3f} to {control.told.high:.3f}); {CAUGHT} is needed",
         ),
-        Finding("enough patients", width <= WIDEST, f"interval of {width:.3f} to either side; {WIDEST} is the most"),
+        Finding(
+            "enough patients",
+            within or width <= WIDEST,
+            f"interval of {width:.3f} to either side; {WIDEST} is the most, unless all of it is within what is allowed",
+        ),
+        Finding(
+            "one kind of patients",
+            not blind.beyond_chance and told.high >= 0.5,
+            f"a network that never saw anybody tells the sides apart with {blind}; chance is needed, or what is told "
+            "apart are kinds of images",
+        ),
     )
     verdict = Verdict.NO_LEAK_DETECTED
-    if not findings[0].passed:
+    if not findings[0].passed and findings[-1].passed:
         verdict = Verdict.LEAK
     elif not all(finding.passed for finding in findings):
         verdict = Verdict.INCONCLUSIVE
@@ -248,6 +281,7 @@ def _judged(
             "found": told.found,
             "false_alarms": told.alarms,
             "control_auc": control.told.auc,
+            "blind_auc": blind.auc,
             "allowed": claim.allowed,
             **{
                 f"weight of {name}": float(weight)

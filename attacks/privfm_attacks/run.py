@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from privfm import __version__
+from privfm.data import ImageSet, load_images
 from privfm.errors import InputError, PrivfmError, RunError
-from privfm.federation.cohort import gather_cohort
+from privfm.federation.cohort import Cohort, gather_cohort
 from privfm.federation.directory import RunDirectory
 from privfm.federation.forgotten import read_forgotten, read_origin
 from privfm.federation.network import Learner, build_learner, load_network
@@ -38,6 +41,7 @@ from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 __all__ = ["AUDITS", "FILE", "LOCAL", "Audit", "Report", "Subject", "audit_file", "audit_run", "rehearse"]
 
 FILE, LOCAL = "audit.json", "hospitals/audit.json"
+MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Subject:
         quick: whether minutes count.
         asked: names of the audits that were asked for one by one.
         observer: hears of the progress.
+        others: a folder of people whom the run was not trained on; by default those whom it held out.
     """
 
     plan: Plan
@@ -59,6 +64,7 @@ class Subject:
     quick: bool
     asked: frozenset[str]
     observer: Observer
+    others: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +102,22 @@ class Report:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Audits that forbid publishing: those that found a leak, and ledgers that nobody could verify."""
+        """Audits that forbid publishing: those that found a leak, and what could not be checked and must hold."""
         return tuple(
             each.name
             for each in self.audits
-            if each.verdict is Verdict.LEAK or (each.name == "ledgers" and each.verdict is Verdict.INCONCLUSIVE)
+            if each.verdict is Verdict.LEAK or (each.name in _MUST_HOLD and each.verdict is Verdict.INCONCLUSIVE)
         )
+
+    def beside(self, earlier: Report) -> Report:
+        """This with what was found earlier by audits that were not made again."""
+        mine = {each.name for each in self.audits}
+        kept = [each for each in earlier.audits if each.name not in mine]
+        left = [line for line in earlier.left_out if line.partition(":")[0] in {each.name for each in kept}]
+        order = list(AUDITS)
+        whole = sorted([*self.audits, *kept], key=lambda each: order.index(each.name))
+        notices = tuple(dict.fromkeys((*self.notices, *earlier.notices)))
+        return Report(tuple(whole), notices, (*self.left_out, *left))
 
     def shareable(self) -> Report:
         """What may leave the hospitals."""
@@ -115,6 +131,9 @@ class Report:
             "left_out": list(self.left_out),
             "audits": [each.to_json() for each in self.audits],
         }
+
+
+_MUST_HOLD = ("mechanism", "ledgers")
 
 
 def _mechanism(subject: Subject) -> AuditResult:
@@ -168,19 +187,28 @@ _QUICK_MEMBERSHIP = MembershipEffort(patients=260, images=2, draws=4, control_st
 
 def _membership(subject: Subject) -> AuditResult:
     run, plan = _run_of(subject), subject.plan
-    if plan.data.source not in BUILT_IN and "membership" not in subject.asked:
+    if _of_people(plan) and "membership" not in subject.asked:
         return _not_done(
             "membership", "it reads patients' images in the clear; a hospital asks for it by name, with --only"
         )
     effort = _QUICK_MEMBERSHIP if subject.quick else MembershipEffort()
     learner = load_network(run.root, "network.safetensors")
     cohort = gather_cohort(plan, read_forgotten(run))
-    return audit_membership(learner, subject.learner, cohort, effort, subject.observer.progress)
+    others = None if subject.others is None else _others(subject.others, plan, cohort)
+    return audit_membership(learner, subject.learner, cohort, effort, subject.observer.progress, others)
+
+
+def _others(folder: Path, plan: Plan, cohort: Cohort) -> ImageSet:
+    found = load_images(str(folder), image_size=plan.data.image_size, channels=plan.data.channels)
+    both = set(found.patients) & {patient for images in cohort.images.values() for patient in images.patients}
+    if both:
+        raise InputError(f"--held-out {folder}: {min(both)} was trained on; name patients apart, or leave them out")
+    return found
 
 
 def _forget(subject: Subject) -> AuditResult:
     run, plan = _run_of(subject), subject.plan
-    if plan.data.source not in BUILT_IN and "forget" not in subject.asked:
+    if _of_people(plan) and "forget" not in subject.asked:
         return _not_done(
             "forget", "it reads images of patients, of who asked out too; a hospital asks for it by name, with --only"
         )
@@ -239,7 +267,14 @@ AUDITS = {
 """In the order in which they run."""
 
 
-def audit_run(root: Path, only: Sequence[str] = (), *, quick: bool = False, observer: Observer | None = None) -> Report:
+def audit_run(
+    root: Path,
+    only: Sequence[str] = (),
+    *,
+    quick: bool = False,
+    observer: Observer | None = None,
+    others: Path | None = None,
+) -> Report:
     """Audit a run and write `audit.json` into its folder.
 
     Args:
@@ -247,6 +282,10 @@ def audit_run(root: Path, only: Sequence[str] = (), *, quick: bool = False, obse
         only: names of audits; by default all, `forget` among them where somebody asked out.
         quick: do what takes minutes with fewer images and steps, and say what was left out.
         observer: hears of the progress.
+        others: a folder of people whom the run was not trained on, for `membership`.
+
+    Returns:
+        What these audits found, and what others had found before.
 
     Raises:
         InputError: an audit of that name does not exist, or the folder is no run's.
@@ -256,11 +295,10 @@ def audit_run(root: Path, only: Sequence[str] = (), *, quick: bool = False, obse
     _check_names(only, AUDITS)
     run = RunDirectory.existing(root)
     plan, observer = begun_plan(run), observer or Observer()
-    subject = Subject(plan, load_network(root, "start.safetensors"), run, quick, frozenset(only), observer)
+    subject = Subject(plan, load_network(root, "start.safetensors"), run, quick, frozenset(only), observer, others)
     names = [name for name in AUDITS if name in (only or _usual(run))]
     report = replace(_made(subject, names), notices=_notices(run))
-    _keep(report, root)
-    return report
+    return _kept(report, root)
 
 
 def audit_file(model: ModelFile, *, quick: bool = False, observer: Observer | None = None) -> Report:
@@ -281,8 +319,7 @@ def audit_file(model: ModelFile, *, quick: bool = False, observer: Observer | No
     notice = f"of a model alone membership is all that can be audited; not done, for want of its run: {others}"
     report = Report((result,), (notice,), (AUDITS["membership"].left_out,) if quick else ())
     (model.folder / LOCAL).parent.mkdir(mode=0o700, exist_ok=True)
-    _keep(report, model.folder)
-    return report
+    return _kept(report, model.folder)
 
 
 def _usual(run: RunDirectory) -> set[str]:
@@ -291,12 +328,35 @@ def _usual(run: RunDirectory) -> set[str]:
     return set(AUDITS) if asked_out else set(AUDITS) - {"forget"}
 
 
-def _keep(report: Report, root: Path) -> None:
-    """Write what may be shared into the run's folder, and the rest, if there is more, beside hospitals' own files."""
-    shared = report.shareable()
-    if shared != report:
-        write_atomic(root / LOCAL, _as_bytes(report), mode=0o600)
-    write_atomic(root / FILE, _as_bytes(shared))
+def _kept(report: Report, root: Path) -> Report:
+    """Write what may be shared into a folder and the rest, if there is more, beside hospitals' own files.
+
+    Returns:
+        All that is known now: audits that were made earlier, and not again, are still there.
+    """
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    dated = replace(report, audits=tuple(replace(each, made=now) for each in report.audits))
+    shared = dated.shareable()
+    if shared != dated:
+        write_atomic(root / LOCAL, _as_bytes(dated.beside(_earlier(root / LOCAL))), mode=0o600)
+    write_atomic(root / FILE, _as_bytes(shared.beside(_earlier(root / FILE))))
+    return dated.beside(_earlier(root / FILE))
+
+
+def _earlier(path: Path) -> Report:
+    """What was kept before; nothing of a file that no audit wrote, which is written anew."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            return _NOTHING
+        content = json.loads(path.read_bytes())
+        audits = tuple(_STORED.validate_python(each) for each in content["audits"] if each["name"] in AUDITS)
+        return Report(audits, tuple(map(str, content["notices"])), tuple(map(str, content["left_out"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        return _NOTHING
+
+
+_NOTHING = Report((), (), ())
+_STORED = TypeAdapter(AuditResult)
 
 
 def _as_bytes(report: Report) -> bytes:
@@ -336,12 +396,20 @@ def _made(subject: Subject, names: Sequence[str]) -> Report:
         try:
             results.append(AUDITS[name].attempt(subject))
         except PrivfmError as error:
-            results.append(_not_done(name, str(error)))
+            results.append(_not_done(name, str(error), local=name in _READS_IMAGES and _of_people(subject.plan)))
     left_out = [AUDITS[name].left_out for name in names if subject.quick and AUDITS[name].left_out]
     return Report(tuple(results), (), tuple(left_out))
 
 
-def _not_done(name: str, why: str) -> AuditResult:
+_READS_IMAGES = ("membership", "forget")
+
+
+def _of_people(plan: Plan) -> bool:
+    """Whether images are a hospital's own: whatever is told of them, names of files too, stays there."""
+    return plan.data.source not in BUILT_IN
+
+
+def _not_done(name: str, why: str, *, local: bool = False) -> AuditResult:
     return AuditResult(
         name=name,
         verdict=Verdict.INCONCLUSIVE,
@@ -349,6 +417,7 @@ def _not_done(name: str, why: str) -> AuditResult:
         attacker="none was tried",
         null_means="It shows nothing.",
         findings=(),
+        local=local,
     )
 
 

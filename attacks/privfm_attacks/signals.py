@@ -27,7 +27,7 @@ from privfm.data.views import Augmentation, make_views, standardise
 from privfm.federation.network import Learner
 from privfm.models import Backbone
 
-__all__ = ["OF_ENCODERS", "SIGNALS", "images_of", "relative_signals"]
+__all__ = ["OF_ENCODERS", "SIGNALS", "images_of", "pooled_features", "relative_signals"]
 
 AT_ONCE = 16  # patients
 
@@ -76,6 +76,18 @@ def relative_signals(
             for start, part in zip(starts, parts, strict=True)
         ]
     )
+
+
+@torch.no_grad()
+def pooled_features(
+    learner: Learner, patients: Float[Tensor, "patients each c h w"]
+) -> Float[np.ndarray, "patients d"]:
+    """Each patient's pooled feature, the mean over images."""
+    learner.network.eval()
+    parts = [
+        learner.network.backbone.features(standardise(part.flatten(0, 1))) for part in torch.split(patients, AT_ONCE)
+    ]
+    return torch.cat(parts).reshape(*patients.shape[:2], -1).mean(dim=1).double().numpy()
 
 
 @torch.no_grad()

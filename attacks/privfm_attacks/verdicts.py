@@ -87,6 +87,7 @@ class AuditResult:
         plots: what people would look at rather than read.
         pictures: originals beside what an attack made of them; of nobody's images alone.
         local: whether images of patients were read in the clear, so that figures stay at the hospital.
+        made: when, in ISO 8601; empty until it is kept.
     """
 
     name: str
@@ -99,6 +100,7 @@ class AuditResult:
     plots: tuple[Plot, ...] = ()
     pictures: tuple[Picture, ...] = ()
     local: bool = False
+    made: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

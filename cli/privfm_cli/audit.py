@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
+MOST_EPSILON = 100.0
+
 
 def audit(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN|MODEL]", show_default=False)] = None,
@@ -41,13 +43,16 @@ def audit(
         typer.Option(help="Of a model without its run: images of patients it was trained on.", show_default=False),
     ] = None,
     held_out: Annotated[
-        Path | None, typer.Option(help="Likewise: of others of the same kind.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Images of others of the same kind; of a run, by default those it held out.", show_default=False
+        ),
     ] = None,
     epsilon: Annotated[
         float | None,
-        typer.Option(help="Likewise: the epsilon that the model is said to have.", min=0.0, show_default="none"),
+        typer.Option(help="Of a model without its run: the epsilon that it is said to have.", show_default="none"),
     ] = None,
-    delta: Annotated[float, typer.Option(help="Its delta.", min=0.0, max=1.0)] = 1e-5,
+    delta: Annotated[float, typer.Option(help="Its delta.")] = 1e-5,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
     """Attack the run in RUN, and check the code that made it, before its model is published.
@@ -62,14 +67,15 @@ def audit(
     """
     if (run is None) == (rehearsed is None):
         raise InputError("give the folder of a run to audit, or --rehearse PLAN.toml; one of the two")
-    if data is not None or held_out is not None:
+    _check_together(only or [], rehearsed, data, held_out, epsilon, delta)
+    if run is not None and data is not None and held_out is not None:
         report = _model_audited(run, data, held_out, None if epsilon is None else (epsilon, delta), quick=quick)
     elif run is not None:
-        report = _audited(run, only or [], quick=quick)
+        report = _audited(run, only or [], held_out, quick=quick)
     else:
         report = _rehearsed(rehearsed, only or [], quick=quick)
     if as_json:
-        show_json(report.to_json())
+        show_json(report.shareable().to_json())
     else:
         _tell(report)
     if run is not None:
@@ -79,22 +85,42 @@ def audit(
         raise VerificationError(f"{', '.join(report.failed)}: not passed{after}")
 
 
-def _audited(run: Path, only: list[str], *, quick: bool) -> Report:
+def _check_together(
+    only: list[str],
+    rehearsed: Path | None,
+    data: Path | None,
+    held_out: Path | None,
+    epsilon: float | None,
+    delta: float,
+) -> None:
+    """Refuse flags that go with something else, and numbers that are none."""
+    if data is not None and held_out is None:
+        raise InputError("a model without its run is audited with: privfm audit MODEL --data DIR --held-out DIR")
+    if data is None and epsilon is not None:
+        raise InputError("--epsilon: of a run the plan says what is claimed; leave it out")
+    if rehearsed is not None and (data or held_out) is not None:
+        raise InputError("--rehearse: looks at nobody's images; leave --data and --held-out out")
+    if data is not None and set(only) - {"membership"}:
+        raise InputError("--only: of a model without its run membership alone can be audited")
+    if epsilon is not None and not 0 <= epsilon <= MOST_EPSILON:
+        raise InputError(
+            f"--epsilon {epsilon:g}: must be from 0 to {MOST_EPSILON:g}; leave it out where none is claimed"
+        )
+    if not 0 <= delta < 1:
+        raise InputError(f"--delta {delta:g}: must be from 0 to below 1")
+
+
+def _audited(run: Path, only: list[str], others: Path | None, *, quick: bool) -> Report:
     from privfm_attacks.run import audit_run
 
     from privfm_cli.progress import watching
 
     with watching(0.0) as observer:
-        return audit_run(run, only, quick=quick, observer=observer)
+        return audit_run(run, only, quick=quick, observer=observer, others=others)
 
 
 def _model_audited(
-    model: Path | None,
-    data: Path | None,
-    held_out: Path | None,
-    guarantee: tuple[float, float] | None,
-    *,
-    quick: bool,
+    model: Path, data: Path, held_out: Path, guarantee: tuple[float, float] | None, *, quick: bool
 ) -> Report:
     from privfm_attacks.claims import Claim
     from privfm_attacks.model_file import ModelFile
@@ -102,8 +128,6 @@ def _model_audited(
 
     from privfm_cli.progress import watching
 
-    if model is None or data is None or held_out is None:
-        raise InputError("a model without its run is audited with: privfm audit MODEL --data DIR --held-out DIR")
     claim = Claim() if guarantee is None else Claim.of_guarantee(*guarantee)
     with watching(0.0) as observer:
         return audit_file(ModelFile(model, data, held_out, claim), quick=quick, observer=observer)
@@ -130,7 +154,7 @@ def _put_into_pages(run: Path, report: Report) -> None:
     from privfm.report import write_audit_page, write_report
 
     folder = _folder(run)
-    if any(result.local for result in report.audits):
+    if any(result.local for result in report.audits) and (folder / LOCAL).exists():
         say(f"figures of patients' images stay at the hospital: {write_audit_page(folder / LOCAL)}")
     if not (folder / "run.json").exists():
         return
@@ -141,8 +165,13 @@ def _put_into_pages(run: Path, report: Report) -> None:
 
 
 def _tell(report: Report) -> None:
+    newest = max((result.made for result in report.audits), default="")
     for result in report.audits:
-        _tell_one(result)
+        if result.made == newest:
+            _tell_one(result)
+    for result in report.audits:
+        if result.made != newest:
+            show(f"{result.name}: {result.verdict}, as found {result.made}")
     for line in report.notices:
         say(f"privfm: warning: {line}")
     for line in report.left_out:

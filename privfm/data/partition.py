@@ -143,7 +143,7 @@ def own_hospitals(images: ImageSet, hospital_of: NDArray[np.int64], allow_shared
         patient, places = next(iter(shared.items()))
         raise DataError(
             f"{images.name}: patient {patient} is at hospitals {' and '.join(places)} ({len(shared)} such patients); "
-            "rename the folders if these are different people, or declare that patients are shared"
+            "rename the folders if these are different people, or set data.max_hospitals_per_patient"
         )
     split = {}
     for index, name in enumerate(images.hospitals):

@@ -99,10 +99,11 @@ def read_audits(path: Path) -> AuditsShown | None:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError("too large")
         read = _Audits.model_validate_json(path.read_bytes())
-    except (ValidationError, ValueError, OSError) as error:
+        shown = tuple(_shown(audit) for audit in read.audits)
+    except (ValidationError, ValueError, OSError, OverflowError) as error:
         raise RunError(f"{path}: not what an audit writes ({type(error).__name__}); run privfm audit again") from None
     left_out = tuple(f"Left out for want of time: {line}." for line in read.left_out)
-    return AuditsShown(tuple(_shown(audit) for audit in read.audits), (*read.notices, *left_out))
+    return AuditsShown(shown, (*read.notices, *left_out))
 
 
 def _shown(audit: _Audit) -> AuditShown:

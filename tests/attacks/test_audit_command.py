@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from privfm_attacks import run as audit_run_module
 from privfm_attacks.run import AUDITS, Subject
 from privfm_cli.main import main
 
-from privfm.federation.directory import RunDirectory
+from privfm.errors import ModelError
+from privfm.federation.directory import RunDirectory, begun_plan
 from privfm.federation.observer import Observer
 from privfm.federation.training import train
-from privfm.plan import parse_plan
+from privfm.plan import DataPlan, parse_plan
 
 PLAN = {
     "data": {"source": "phantom", "patients": 30, "image_size": 16, "hospitals": 3, "min_patients": 4},
@@ -31,6 +33,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("audited") / "run"
     train(parse_plan(PLAN), out)
     return out
+
+
+@pytest.fixture(autouse=True)
+def nothing_found_yet(run: Path) -> None:
+    """What an earlier test's audits found would be beside this one's."""
+    (run / "audit.json").unlink(missing_ok=True)
 
 
 QUICK = ("mechanism", "canaries", "transcript", "ledgers")
@@ -53,6 +61,7 @@ def test_a_finished_run_passes(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "ledgers: NO LEAK DETECTED\n" in printed.out
     assert "auditing: mechanism" in printed.err
     told = json.loads((run / "audit.json").read_text())
+    assert {each["made"][:2] for each in told["audits"]} == {"20"}
     assert [(each["name"], each["verdict"]) for each in told["audits"]] == [
         (name, "NO LEAK DETECTED") for name in QUICK
     ]
@@ -64,6 +73,45 @@ def test_one_audit_as_json(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (audit,) = json.loads(capsys.readouterr().out)["audits"]
     assert audit["name"] == "ledgers"
     assert audit["figures"] == {"hospitals": 3}
+
+
+def test_what_was_found_before_stays_until_it_is_looked_at_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second audit of something else must not take a leak off the report."""
+    assert main(["audit", str(run), "--only", "transcript", "--only", "ledgers"]) == 0
+    path = run / "audit.json"
+    kept = json.loads(path.read_text())
+    (leak,) = (each for each in kept["audits"] if each["name"] == "transcript")
+    leak |= {"verdict": "LEAK", "made": "2026-01-01T00:00:00+00:00"}
+    path.write_text(json.dumps(kept))
+    capsys.readouterr()
+    assert main(["audit", str(run), "--only", "ledgers"]) == 4
+    printed = capsys.readouterr()
+    assert "transcript: LEAK, as found 2026-01-01" in printed.out
+    assert "transcript: not passed; do not publish" in printed.err
+    assert "LEAK" in (run / "report.html").read_text()
+    path.write_text("[]")  # no audit wrote that
+    assert main(["audit", str(run), "--only", "transcript"]) == 0
+
+
+def test_a_mechanism_that_could_not_be_tried_forbids_publishing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*args: object) -> None:
+        raise ModelError("gradients of one patient cannot be told from another's")
+
+    monkeypatch.setattr("privfm_attacks.run.audit_mechanism", refused)
+    assert main(["audit", str(run), "--only", "mechanism"]) == 4
+    assert "mechanism: not passed" in capsys.readouterr().err
+    assert main(["audit", str(run), "--only", "ledgers"]) == 4  # still
+
+
+def test_what_is_told_of_own_images_stays_at_the_hospital(run: Path, tmp_path: Path) -> None:
+    own = begun_plan(RunDirectory(run)).model_copy(update={"data": DataPlan(source="elsewhere")})
+    subject = Subject(own, None, RunDirectory(run), False, frozenset({"membership"}), Observer())  # type: ignore[arg-type]
+    (result,) = audit_run_module._made(subject, ["membership"]).audits
+    assert "elsewhere" in result.sentence
+    assert result.local
+    assert "elsewhere" not in json.dumps(result.shareable().to_json())
 
 
 def test_records_that_ledgers_do_not_know_are_a_leak(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +133,7 @@ def test_records_that_ledgers_do_not_know_are_a_leak(run: Path, capsys: pytest.C
     ("arguments", "said"),
     [
         (["--only", "everything"], "no such audit; there are " + ", ".join(AUDITS)),
+        (["--only", "transcript", "--epsilon", "1"], "leave it out"),
         (["elsewhere"], "elsewhere"),
     ],
 )
@@ -144,7 +193,8 @@ def test_another_version_is_told(
 
 def test_the_statement_tells_what_canaries_showed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(run), "--only", "canaries"]) == 0
-    figures = json.loads((run / "audit.json").read_text())["audits"][0]["figures"]
+    audits = json.loads((run / "audit.json").read_text())["audits"]
+    (figures,) = (each["figures"] for each in audits if each["name"] == "canaries")
     capsys.readouterr()
     assert main(["budget", "statement", str(run), "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["audits"]

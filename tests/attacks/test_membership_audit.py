@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from privfm_attacks import claims
-from privfm_attacks.claims import allowed_auc
+from privfm_attacks import claims, membership
+from privfm_attacks.claims import Claim, allowed_auc
 from privfm_attacks.membership import MembershipEffort, audit_membership
 from privfm_attacks.overfitting import overfit
-from privfm_attacks.telling_apart import roc, tell_apart
+from privfm_attacks.telling_apart import ToldApart, roc, tell_apart
 from privfm_attacks.verdicts import AuditResult, Verdict
 
+from privfm.data import ArrayPixels, load_images
 from privfm.dp.events import SampledGaussian
 from privfm.federation.cohort import Cohort, gather_cohort
 from privfm.federation.network import Learner, build_learner
@@ -89,6 +90,27 @@ def test_more_than_the_guarantee_allows_leaks(overfitted: Network, monkeypatch: 
     assert audit_membership(learner, start, cohort, QUICK).verdict is not Verdict.LEAK
     monkeypatch.setattr(claims, "allowed_auc", lambda events: 0.51)
     assert audit_membership(learner, start, cohort, QUICK).verdict is Verdict.LEAK
+
+
+def test_sides_of_two_kinds_settle_nothing(overfitted: Network) -> None:
+    """Blurred strangers are told apart by anybody, and sharp ones hide what the encoder gives away."""
+    start, cohort = setting(dp=False)
+    strange = load_images("phantom", image_size=16, patients=90, seed=7)
+    pixels = torch.nn.functional.avg_pool2d(torch.from_numpy(strange.load(np.arange(len(strange)))), 3, 1, 1)
+    blurred = replace(strange, pixels=ArrayPixels(pixels.numpy()))
+    result = audit_membership(start._replace(network=overfitted), start, cohort, QUICK, others=blurred)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert failed(result)[-1] == "one kind of patients"
+    assert result.figures["blind_auc"] > 0.7
+
+
+@pytest.mark.parametrize(("low", "high", "passed"), [(0.40, 0.60, True), (0.40, 0.70, False), (0.46, 0.55, True)])
+def test_an_interval_is_short_or_all_within_what_is_allowed(low: float, high: float, passed: bool) -> None:
+    told = ToldApart(auc=(low + high) / 2, low=low, high=high, p=0.5, found=0.1, alarms=0.1)
+    control = membership._Control(replace(told, auc=0.9), 1, (), np.zeros(0), np.zeros(0))
+    for claim, enough in ((Claim(0.65, True), passed), (Claim(), high - low <= 0.1)):
+        result = membership._judged(claim, told, told, control, [], local=False)
+        assert ("enough patients" not in failed(result)) is enough
 
 
 def test_a_control_that_fails_makes_it_inconclusive() -> None:

@@ -87,6 +87,8 @@ def test_what_may_be_shared_is_the_verdict(folders: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["model", "--data", "members", "--held-out", "others", "--epsilon", "nan"], "--epsilon nan: must be from 0"),
+        (["model", "--data", "members", "--held-out", "others", "--only", "canaries"], "membership alone"),
         (["model", "--data", "members"], "privfm audit MODEL --data DIR --held-out DIR"),
         (["model", "--data", "members", "--held-out", "members"], "is both in"),
         (["nowhere", "--data", "members", "--held-out", "others"], "nowhere"),

@@ -230,6 +230,16 @@ def test_a_cap_can_be_lowered_to_what_is_spent_and_the_refusal_says_how(
     assert lower["rounds_that_fit"] == 0
 
 
+def test_what_is_left_of_a_cap_is_said_in_its_unit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(run / "ledgers" / "west.sqlite")
+    assert main(["budget", "cap", path]) == 0
+    assert "no share of epsilon" not in capsys.readouterr().out
+    assert main(["budget", "cap", path, "--epsilon", "8"]) == 0
+    heading, *_, last = capsys.readouterr().out.splitlines()
+    assert "divergence left" in heading
+    assert last.endswith("no share of epsilon.")
+
+
 def test_a_ledger_in_use_keeps_its_cap(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Ledger.open(run / "ledgers" / "west.sqlite"):
         assert main(["budget", "cap", str(run), "--epsilon", "9"]) == 1

@@ -78,10 +78,12 @@ def test_without_audits_there_is_no_section(tmp_path: Path) -> None:
         {"pictures": [{"name": "x", "original": PIXEL + '" onerror="alert(1)', "rebuilt": PIXEL}]},
         {"plots": [{"title": "x", "x_label": "y", "summary": "z", "curves": {}}]},
         {"plots": [{"title": "x", "x_label": "y", "summary": "z", "curves": {"a": [["one", 2]]}}]},
+        {"plots": [{"title": "x", "x_label": "y", "summary": "z", "curves": {"a": []}}]},
+        {"plots": [{"title": "x", "x_label": "y", "summary": "z", "curves": {"a": [[-1e308, 1], [1e308, 2]]}}]},
         {"findings": "none"},
         {"verdict": None},
     ],
-    ids=["elsewhere", "attribute", "no curves", "no number", "no findings", "no verdict"],
+    ids=["elsewhere", "attribute", "no curves", "no number", "no points", "too far", "no findings", "no verdict"],
 )
 def test_what_no_audit_writes_is_refused_in_a_line(tmp_path: Path, damaged: dict[str, Any]) -> None:
     with pytest.raises(RunError, match=r"audit\.json: not what an audit writes"):
