@@ -74,6 +74,14 @@ def test_trained_again_is_like_never_seen_and_the_unforgotten_model_is_told_apar
     assert "gives them away" in result.sentence
 
 
+def test_no_alarm_is_not_enough_where_few_asked_out(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privfm_attacks.forgetting.EQUIVALENT", 0.5)
+    result = audited(runs, pair_of(RunDirectory(runs / "was")))
+    assert failed(result) == ["enough asked out"]
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "trained again exactly" in result.sentence
+
+
 def test_a_model_that_was_only_said_to_be_trained_again_leaks(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "again", tmp_path / "again", symlinks=True)
     shutil.copy(runs / "was" / "network.safetensors", tmp_path / "again" / "network.safetensors")
