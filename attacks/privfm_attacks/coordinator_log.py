@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from privfm.federation.announcement import Announcement, model_hash
-from privfm.federation.directory import RunDirectory
+from privfm.federation.directory import RunDirectory, begun_plan, finished_rounds
 from privfm.federation.network import Learner, load_network, network_hash, trained
 from privfm.federation.records import RoundRecord
-from privfm.federation.verifying import begun_plan
 from privfm.plan import Plan
 from privfm.secagg import Roster
 from privfm_attacks.participation import Participation
@@ -66,13 +65,13 @@ def read_log(directory: RunDirectory) -> Log:
         RunError: a file is missing or damaged.
         VerificationError: the plan is not the one that the run was begun with.
     """
-    plan, records = begun_plan(directory), tuple(directory.records())
+    plan, records = begun_plan(directory), tuple(finished_rounds(directory))
     learners = {name: load_network(directory.root, name) for name in (FIRST, LAST) if (directory.root / name).exists()}
     last = learners.get(LAST)
     return Log(
         plan=plan,
         records=records,
-        members=frozenset(Roster.from_json((directory.root / "roster.json").read_bytes()).names),
+        members=frozenset(Roster.from_json(directory.read_bytes("roster.json")).names),
         models={name: learner.network.state_dict() for name, learner in learners.items()},
         first=_is_first(learners[FIRST], records[0]) if records else None,
         last=None if last is None else torch.equal(trained(last.network), directory.load_checkpoint().model),

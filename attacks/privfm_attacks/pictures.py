@@ -18,7 +18,9 @@ __all__ = ["pictures_of"]
 def pictures_of(way: Way) -> tuple[Picture, Picture]:
     """Return the reconstruction in the middle and the best one, beside the images of nobody that they are of."""
     middle, best = way.shown()
-    return _picture(f"{way.name}: {middle.psnr:.0f} dB", middle), _picture(f"the best: {best.psnr:.0f} dB", best)
+    return _picture(f"{way.name}, in the middle: {middle.psnr:.0f} dB", middle), _picture(
+        f"the best: {best.psnr:.0f} dB", best
+    )
 
 
 def _picture(name: str, one: Rebuilt) -> Picture:

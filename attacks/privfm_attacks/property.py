@@ -18,7 +18,7 @@ Source: Kerkouche et al. 2023 (arXiv 2303.03908); Suri & Evans 2022 (arXiv 2109.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from privfm.federation.planning import update_weight
 from privfm.plan import Plan
@@ -45,10 +45,7 @@ def audit_property(plan: Plan, participation: Participation | None = None, effor
     return AuditResult(
         name="property",
         verdict=_verdict(told),
-        sentence=f"of two hospitals, this run's sums tell which has a property with AUC {told['run']}, "
-        f"where hospitals weigh {min(weights):.2g} to {max(weights):.2g}; "
-        f"{_prospect(told['in turn'])}; without noise and with half of {CONTROL_HOSPITALS} in every sum "
-        f"{told['control']}, with all of them {told['everybody']}",
+        sentence=_sentence(told, weights),
         attacker="the coordinator, who sees every sum and the global model, and can make up patients with and without "
         f"the property; {SHARE[1]:.0%} of patients have it in one kind of hospital, {SHARE[0]:.0%} in the other",
         null_means="It does not show that a stronger property, another one, or one told by another attack stays "
@@ -56,6 +53,16 @@ def audit_property(plan: Plan, participation: Participation | None = None, effor
         findings=tuple(_findings(told, final)),
         figures=_figures(told, final),
         plots=(_over_rounds(told),),
+    )
+
+
+def _sentence(told: Mapping[str, Told], weights: Sequence[float]) -> str:
+    run = told["run"]
+    why = ", for all sums are of the same hospitals and tell no two apart" if run.rank == 1 else ""
+    return (
+        f"of two hospitals, this run's sums tell which has a property with AUC {run}{why}; hospitals weigh "
+        f"{min(weights):.2g} to {max(weights):.2g}; {_prospect(told['in turn'])}; controls without noise: half of "
+        f"{CONTROL_HOSPITALS} in every sum {told['control']}, all of them {told['everybody']}"
     )
 
 
@@ -81,7 +88,8 @@ def _prospect(in_turn: Told) -> str:
     """What a plan's participation allows, judged without any run."""
     if in_turn.rank == 1:
         return "the threshold lets nobody be left out, so that all sums are alike"
-    return f"were hospitals left out in turn, as the threshold allows: {in_turn}"
+    found = f"were hospitals left out in turn, as the threshold allows: {in_turn}"
+    return f"{found}, which a threshold of {in_turn.hospitals} would rule out" if _clear(in_turn) else found
 
 
 def _verdict(told: Mapping[str, Told]) -> Verdict:

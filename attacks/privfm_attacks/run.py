@@ -155,6 +155,8 @@ def _ledgers(subject: Subject) -> AuditResult:
         verdict=verdict,
         sentence="every release on record was charged, as declared, and ledgers match what the run left"
         if finding.passed
+        else f"could not be checked: {finding.detail}"
+        if verdict is Verdict.INCONCLUSIVE
         else f"ledgers and the run's files tell different stories: {finding.detail}",
         attacker="anybody who can write to the run's folder after the fact",
         null_means="It does not show that nothing was released beside the protocol.",
@@ -164,6 +166,10 @@ def _ledgers(subject: Subject) -> AuditResult:
 
 
 def _verified(run: RunDirectory) -> tuple[Verdict, Finding]:
+    needed = [run.root / "rounds.jsonl", *(run.ledger(each.id) for each in run.plan.hospitals)]
+    missing = next((path for path in needed if not path.exists()), None)
+    if missing is not None:
+        return Verdict.INCONCLUSIVE, Finding("ledgers", False, f"{missing}: is not there; restore it")
     try:
         rounds = verify_run(run)
     except RunError as error:
@@ -294,11 +300,20 @@ def audit_run(
     """
     _check_names(only, AUDITS)
     run = RunDirectory.existing(root)
-    plan, observer = begun_plan(run), observer or Observer()
+    plan, observer = _plan_of(run), observer or Observer()
     subject = Subject(plan, load_network(root, "start.safetensors"), run, quick, frozenset(only), observer, others)
     names = [name for name in AUDITS if name in (only or _usual(run))]
     report = replace(_made(subject, names), notices=_notices(run))
     return _kept(report, root)
+
+
+def _plan_of(run: RunDirectory) -> Plan:
+    if not (run.root / "plan.toml").exists():
+        raise RunError(
+            f"{run.root / 'plan.toml'}: is not there; restore it, or audit the model alone, moved elsewhere, with: "
+            "privfm audit MODEL --data DIR --held-out DIR"
+        )
+    return begun_plan(run)
 
 
 def audit_file(model: ModelFile, *, quick: bool = False, observer: Observer | None = None) -> Report:
@@ -313,8 +328,9 @@ def audit_file(model: ModelFile, *, quick: bool = False, observer: Observer | No
         raise InputError(f"{model.path}: no such file; give model.safetensors, with config.json beside it")
     if (model.folder / "run.json").exists():
         raise InputError(f"{model.folder}: is a run's folder, of which all can be audited; leave --data out")
-    effort = _QUICK_MEMBERSHIP if quick else MembershipEffort()
-    result = audit_model(model, effort, observer or Observer())
+    effort, observer = _QUICK_MEMBERSHIP if quick else MembershipEffort(), observer or Observer()
+    observer.stage(f"auditing: membership (about {240 if quick else 600} s)")
+    result = audit_model(model, effort, observer)
     others = ", ".join(name for name in AUDITS if name != "membership")
     notice = f"of a model alone membership is all that can be audited; not done, for want of its run: {others}"
     report = Report((result,), (notice,), (AUDITS["membership"].left_out,) if quick else ())
@@ -395,7 +411,7 @@ def _made(subject: Subject, names: Sequence[str]) -> Report:
         subject.observer.stage(f"auditing: {name} (about {AUDITS[name].seconds} s for a small run)")
         try:
             results.append(AUDITS[name].attempt(subject))
-        except PrivfmError as error:
+        except (PrivfmError, OSError) as error:
             results.append(_not_done(name, str(error), local=name in _READS_IMAGES and _of_people(subject.plan)))
     left_out = [AUDITS[name].left_out for name in names if subject.quick and AUDITS[name].left_out]
     return Report(tuple(results), (), tuple(left_out))

@@ -81,7 +81,7 @@ def audit(
     if run is not None:
         _put_into_pages(run, report)
     if report.failed:
-        after = "" if run is None else f"; do not publish this model, see {_folder(run) / 'audit.json'}"
+        after = "" if run is None else f"; do not publish this model: see {_folder(run) / 'audit.json'}, docs/audits.md"
         raise VerificationError(f"{', '.join(report.failed)}: not passed{after}")
 
 
@@ -184,6 +184,6 @@ def _tell_one(result: AuditResult) -> None:
         result.sentence,
         *(f"FAILED {each.check}: {each.detail}" for each in result.findings if not each.passed),
         f"Assumed: {result.attacker}.",
-        result.null_means,
+        *([] if result.verdict == "LEAK" else [result.null_means]),
     ):
         show(textwrap.indent(textwrap.fill(line, WIDTH - 2), "  "))

@@ -106,4 +106,5 @@ def _show_next(out: Path) -> None:
     show("Next")
     show(f"  privfm budget show {directory}")
     show(f"  privfm budget verify {directory}")
+    show(f"  privfm audit {directory} --quick")
     show(f"  privfm report {directory}")

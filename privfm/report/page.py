@@ -137,6 +137,8 @@ def _epsilon_chart(run: RunDirectory) -> LineChart | None:
 
 def _loss_chart(run: RunDirectory, loss: PublicLoss | None) -> LineChart | None:
     curve = [(record.round, record.public_loss) for record in run.rounds]
+    if not curve:
+        return None
     if loss is None:
         return _over_rounds("Loss on public images", curve, None)
     return _over_rounds("Loss on public images", [(0, loss.start), *curve], Reference("noise alone", loss.noise_only))

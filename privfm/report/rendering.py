@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from privfm import __version__
+from privfm.dp.figures import figure
 from privfm.report.words import short, size
 
 __all__ = ["rendered"]
@@ -24,7 +25,7 @@ def rendered(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=size, short=short)
+    environment.filters.update(size=size, short=short, figure=figure)
     style, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
     return environment.get_template(template).render(
         version=__version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,38 @@ def test_what_was_found_before_stays_until_it_is_looked_at_again(run: Path, caps
     assert "LEAK" in (run / "report.html").read_text()
     path.write_text("[]")  # no audit wrote that
     assert main(["audit", str(run), "--only", "transcript"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("rounds.jsonl", "ledgers: INCONCLUSIVE\n  could not be checked: "),
+        ("roster.json", "transcript: INCONCLUSIVE\n  not done: "),
+        ("ledgers/hospital-2.sqlite", "ledgers: INCONCLUSIVE\n  could not be checked: "),
+    ],
+)
+def test_a_file_that_is_gone_is_named_and_is_no_leak(
+    run: Path, tmp_path: Path, name: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    assert main(["audit", str(tmp_path / "run"), "--only", "transcript", "--only", "ledgers"]) == 4
+    printed = capsys.readouterr()
+    assert told in printed.out
+    assert "Traceback" not in printed.err
+    if name == "rounds.jsonl":
+        assert "transcript: INCONCLUSIVE" in printed.out
+    if name != "roster.json":
+        assert "LEAK" not in printed.out.replace("NO LEAK", "")
+
+
+def test_a_run_without_its_plan_is_told_what_can_still_be_done(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "plan.toml").unlink()
+    assert main(["audit", str(tmp_path / "run")]) == 4
+    assert "privfm audit MODEL --data DIR --held-out DIR" in capsys.readouterr().err
 
 
 def test_a_mechanism_that_could_not_be_tried_forbids_publishing(

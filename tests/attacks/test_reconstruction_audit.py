@@ -142,7 +142,7 @@ def test_pictures_show_the_image_in_the_middle_and_the_best(channels: int) -> No
     average = torch.zeros_like(original)
     rebuilt = [Rebuilt(0, original, original + error, average, where) for error in (0.02, 0.2, 4.0)]
     picture, best = pictures_of(Way("way", "a way", tuple(rebuilt)))
-    assert (picture.name, best.name) == ("a way: 20 dB", "the best: 40 dB")
+    assert (picture.name, best.name) == ("a way, in the middle: 20 dB", "the best: 40 dB")
     assert (best.original == picture.original, best.rebuilt == picture.rebuilt) == (True, False)
     shown = [decoded(picture.original, channels), decoded(picture.rebuilt, channels)]
     assert (shown[0].min(), shown[0].max()) == (0.0, 1.0)

@@ -113,10 +113,11 @@ def test_the_summary_names_commands_that_work(run: tuple[Path, str, str], capsys
     assert "epsilon spent" in printed
     _, _, commands = printed.partition("Next\n")
     typed = [shlex.split(line) for line in commands.splitlines()]
-    assert len(typed) == 3
+    assert len(typed) == 4
     for program, *arguments in typed:
         assert program == "privfm"
-        assert main(arguments) == 0
+        shorter = ["--only", "ledgers"] if arguments[0] == "audit" else []  # the others take minutes
+        assert main([*arguments, *shorter]) == 0
 
 
 def test_checking_a_plan_says_what_the_run_then_does(
