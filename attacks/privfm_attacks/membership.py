@@ -249,7 +249,8 @@ def _judged(
             "control caught",
             control.told.auc >= CAUGHT,
             f"of an encoder overfitted for {control.steps} steps, the same attack makes {control.told.auc:.3f} "
-            f"(99%: {control.told.low:.3f} to {control.told.high:.3f}); {CAUGHT} is needed; a control trained for longer (--full), on a machine with nothing else to do, may reach it",
+            f"(99%: {control.told.low:.3f} to {control.told.high:.3f}); {CAUGHT} is needed, which --full "
+            "may reach",
         ),
         Finding(
             "enough patients",

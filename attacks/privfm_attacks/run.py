@@ -304,7 +304,7 @@ def audit_run(
     subject = Subject(plan, load_network(root, "start.safetensors"), run, quick, frozenset(only), observer, others)
     names = [name for name in AUDITS if name in (only or _usual(run))]
     report = replace(_made(subject, names), notices=_notices(run))
-    return _kept(report, root)
+    return _kept(report, root, run.facts().run)
 
 
 def _plan_of(run: RunDirectory) -> Plan:
@@ -344,7 +344,7 @@ def _usual(run: RunDirectory) -> set[str]:
     return set(AUDITS) if asked_out else set(AUDITS) - {"forget"}
 
 
-def _kept(report: Report, root: Path) -> Report:
+def _kept(report: Report, root: Path, run: str | None = None) -> Report:
     """Write what may be shared into a folder and the rest, if there is more, beside hospitals' own files.
 
     Returns:
@@ -354,8 +354,8 @@ def _kept(report: Report, root: Path) -> Report:
     dated = replace(report, audits=tuple(replace(each, made=now) for each in report.audits))
     shared = dated.shareable()
     if shared != dated:
-        write_atomic(root / LOCAL, _as_bytes(dated.beside(_earlier(root / LOCAL))), mode=0o600)
-    write_atomic(root / FILE, _as_bytes(shared.beside(_earlier(root / FILE))))
+        write_atomic(root / LOCAL, _as_bytes(dated.beside(_earlier(root / LOCAL)), run), mode=0o600)
+    write_atomic(root / FILE, _as_bytes(shared.beside(_earlier(root / FILE)), run))
     return dated.beside(_earlier(root / FILE))
 
 
@@ -375,8 +375,8 @@ _NOTHING = Report((), (), ())
 _STORED = TypeAdapter(AuditResult)
 
 
-def _as_bytes(report: Report) -> bytes:
-    return json.dumps(report.to_json(), indent=2, allow_nan=False).encode()
+def _as_bytes(report: Report, run: str | None) -> bytes:
+    return json.dumps({"run": run, **report.to_json()}, indent=2, allow_nan=False).encode()
 
 
 def rehearse(plan: Plan, only: Sequence[str] = (), *, quick: bool = False, observer: Observer | None = None) -> Report:

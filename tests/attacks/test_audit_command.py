@@ -63,6 +63,7 @@ def test_a_finished_run_passes(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "auditing: mechanism" in printed.err
     told = json.loads((run / "audit.json").read_text())
     assert {each["made"][:2] for each in told["audits"]} == {"20"}
+    assert told["run"] == RunDirectory(run).facts().run
     assert [(each["name"], each["verdict"]) for each in told["audits"]] == [
         (name, "NO LEAK DETECTED") for name in QUICK
     ]
