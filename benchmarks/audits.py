@@ -5,7 +5,8 @@
 `mechanism`: false alarms over seeds. `canaries`: of a plan at epsilon 3 with 400 canaries, the median bound, and how
 often the right noise and half of it are flagged. `membership`: of a private run on as many made-up patients as an
 interval of 0.05 needs, beside its overfitted control. `property` and `reconstruction`: of the default plan, beside
-their controls. `transcript`: cases planted into a run's log. Each can be asked for alone; together they take most of an
+their controls. `forget`: models that saw patients chosen at random, and such that did not. `transcript`: cases planted
+into a run's log. Each can be asked for alone; together they take most of an
 hour on two cores.
 """
 
@@ -74,6 +75,14 @@ def membership(runs: int) -> dict[str, Any]:
         return _figures(audit_run(out, ["membership"]))
 
 
+def forget(runs: int) -> dict[str, Any]:
+    """Models trained without privacy with and without patients chosen at random, of a run that nobody asked out of."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        train(Plan.model_validate({"evaluation": {"probe": False}}), out)
+        return _figures(audit_run(out, ["forget"]))
+
+
 def rehearsed(name: str) -> Callable[[int], dict[str, Any]]:
     """An audit that needs a plan alone, of the default one."""
     return lambda runs: _figures(rehearse(Plan(), [name]))
@@ -104,6 +113,7 @@ BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "membership": membership,
     "property": rehearsed("property"),
     "reconstruction": rehearsed("reconstruction"),
+    "forget": forget,
     "transcript": transcript,
 }
 
