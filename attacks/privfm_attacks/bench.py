@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -111,12 +112,57 @@ class Bench:
         self.plan, self.hospital = plan, hospital
         self.mechanism = mechanism_of(plan, hospital)
 
-    def clipped(self, row: Float[Tensor, " outputs"]) -> Float[Tensor, " parameters"]:
-        """What a unit may add to a sum: its gradient, scaled down to the clip norm; nothing if it is not finite."""
-        if not bool(torch.isfinite(row).all()):
-            return torch.zeros(OUTPUTS * INPUTS)
-        gradient = torch.outer(row, torch.full((INPUTS,), INPUTS**-0.5)).flatten()
-        return gradient * min(1.0, self.mechanism.clip_norm / max(float(gradient.norm()), 1e-30))
+    @property
+    def rate(self) -> float:
+        """The declared chance of a unit to be drawn."""
+        return self.plan.sample_rate(self.hospital)
+
+    @property
+    def expected_units(self) -> float:
+        """What the plan's numbers divide a sum by."""
+        return self.rate * self.hospital.nominal_units
+
+    def noise_std(self, clip_norm: float | None = None) -> float:
+        """Of the noise in one value of a gradient, from the plan's numbers and not from the mechanism that is tested.
+
+        Args:
+            clip_norm: where it adapted; the plan's by default.
+        """
+        noise, clip_norm = self.noise_multiplier, clip_norm or self.mechanism.clip_norm
+        if self.plan.privacy.clip_quantile is not None:  # a count is released beside (Andrew et al. 2021, theorem 1)
+            noise = (noise**-2 - (2 * self.count_noise) ** -2) ** -0.5
+        return noise * clip_norm / self.expected_units
+
+    @property
+    def noise_multiplier(self) -> float:
+        """As the plan has it."""
+        if self.hospital.noise_multiplier is None:
+            raise ValueError("the plan is not complete")
+        return self.hospital.noise_multiplier
+
+    @property
+    def count_noise(self) -> float:
+        """Standard deviation of the noise on an adaptive clip norm's count, whose sensitivity is 1/2."""
+        return max(self.expected_units / 20, self.noise_multiplier)
+
+    def with_steps(self, local_steps: int) -> Bench:
+        """The same hospital under a plan with so many local steps."""
+        federation = self.plan.federation.model_copy(update={"local_steps": local_steps})
+        return Bench(self.plan.model_copy(update={"federation": federation}), self.hospital)
+
+    def units_for(self, drawn: float) -> int:
+        """How many units there must be for so many to be drawn, on average."""
+        return math.ceil(drawn / self.rate)
+
+    def label_drawing(self, units: int, wanted: Callable[[set[int]], bool]) -> tuple[str, set[int]]:
+        """A label of coins, and whom they draw in step (1, 0, 0): whom is wanted, if one of many labels does so."""
+        for trial in range(math.ceil(40 / self.rate)):
+            label = f"bench {trial}"
+            stream = InjectedCoins(label.encode()).stream("draw", 1, 0, 0)
+            drawn = set(self.mechanism.draw(units, stream).tolist())
+            if wanted(drawn):
+                break
+        return label, drawn
 
     def releases(
         self,
@@ -133,13 +179,16 @@ class Bench:
         Args:
             inputs: what the layer sees of each unit, whose gradient is the product of the two; all alike by default.
         """
-        source = KnownUnits(len(rows) if units is None else units, micro_batch)
-        learner = Learner(cast(Any, Dial(calls)), cast(Any, _Known(rows, calls, inputs)), self.plan)
-        return Releases(self.plan, self.mechanism, source, learner, coins, _Silent(Path()))
+        count = len(rows) if units is None else units
+        return self.releases_of(Dial(calls), _Known(rows, calls, inputs), count, coins, micro_batch=micro_batch)
 
-    def gradient(self, rows: Tensor, label: str = "bench", *, units: int | None = None, calls: int = 1) -> Tensor:
-        """A step's released gradient under coins that a second call repeats."""
-        return self.releases(rows, InjectedCoins(label.encode()), units=units, calls=calls).gradient((1, 0, 0)).vector
+    def releases_of(
+        self, network: nn.Module, objective: Any, units: int, coins: Coins, *, micro_batch: int = 3
+    ) -> Releases:
+        """The same of any network and objective, whose views of a unit are its number."""
+        learner = Learner(cast(Any, network), objective, self.plan)
+        source = KnownUnits(units, micro_batch)
+        return Releases(self.plan, self.mechanism, source, learner, coins, _Silent(Path()))
 
 
 class _Silent(Notebook):

@@ -194,10 +194,11 @@ class CountedTwice(ClippingEngine):
 
 class NanLetThrough(ClippingEngine):
     def add(self, losses: Callable[[], Tensor], units: int, counted: int | None = None) -> None:
-        (share,) = one_pass_shares(self, losses, units)  # the bench's layer has one parameter
-        factors = (self._clip_norm / share.norm(dim=1).clamp(min=self._clip_norm)).float()
+        shares = one_pass_shares(self, losses, units)
+        factors = (self._clip_norm / torch.cat(shares, dim=1).norm(dim=1).clamp(min=self._clip_norm)).float()
         factors[counted:] = 0.0
-        self._sums = [sum(self._sums, start=factors @ share)]
+        sums = [factors @ share for share in shares]
+        self._sums = [one + two for one, two in zip(self._sums, sums, strict=True)] if self._sums else sums
 
 
 def one_pass_shares(self: ClippingEngine, losses: Callable[[], Tensor], units: int) -> list[Tensor]:
