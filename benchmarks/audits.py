@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from privfm_attacks.canaries import audit_canaries
-from privfm_attacks.run import Report, audit_run, rehearse
+from privfm_attacks.report import Report
+from privfm_attacks.run import audit_run, rehearse
 
 from privfm.federation.planning import complete_plan
 from privfm.federation.training import train

@@ -1,16 +1,12 @@
-"""Which audits there are, what each needs, and audit.json."""
+"""Which audits there are, and what each needs."""
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 
 from privfm import __version__
 from privfm.data import ImageSet, load_images
@@ -23,7 +19,6 @@ from privfm.federation.observer import Observer
 from privfm.federation.planning import complete_plan
 from privfm.federation.stating import BUILT_IN
 from privfm.federation.verifying import begun_plan, verify_run
-from privfm.files import write_atomic
 from privfm.plan import Plan
 from privfm_attacks.canaries import audit_canaries
 from privfm_attacks.coordinator_log import read_log
@@ -35,13 +30,11 @@ from privfm_attacks.model_file import ModelFile, audit_model
 from privfm_attacks.participation import Participation
 from privfm_attacks.property import audit_property
 from privfm_attacks.reconstruction import ReconstructionEffort, audit_reconstruction
+from privfm_attacks.report import LOCAL, Report, keep_report
 from privfm_attacks.transcript import audit_transcript
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
-__all__ = ["AUDITS", "FILE", "LOCAL", "Audit", "Report", "Subject", "audit_file", "audit_run", "rehearse"]
-
-FILE, LOCAL = "audit.json", "hospitals/audit.json"
-MOST_BYTES = 16 << 20
+__all__ = ["AUDITS", "Audit", "Subject", "audit_file", "audit_run", "rehearse"]
 
 
 @dataclass(frozen=True)
@@ -84,56 +77,6 @@ class Audit:
     of_plans: bool
     seconds: int
     left_out: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What audits found.
-
-    Args:
-        audits: in the order in which they ran.
-        notices: what a reader should know of the whole, a line each.
-        left_out: what was not done for want of time, a line each.
-    """
-
-    audits: tuple[AuditResult, ...]
-    notices: tuple[str, ...]
-    left_out: tuple[str, ...]
-
-    @property
-    def failed(self) -> tuple[str, ...]:
-        """Audits that forbid publishing: those that found a leak, and what could not be checked and must hold."""
-        return tuple(
-            each.name
-            for each in self.audits
-            if each.verdict is Verdict.LEAK or (each.name in _MUST_HOLD and each.verdict is Verdict.INCONCLUSIVE)
-        )
-
-    def beside(self, earlier: Report) -> Report:
-        """This with what was found earlier by audits that were not made again."""
-        mine = {each.name for each in self.audits}
-        kept = [each for each in earlier.audits if each.name not in mine]
-        left = [line for line in earlier.left_out if line.partition(":")[0] in {each.name for each in kept}]
-        order = list(AUDITS)
-        whole = sorted([*self.audits, *kept], key=lambda each: order.index(each.name))
-        notices = tuple(dict.fromkeys((*self.notices, *earlier.notices)))
-        return Report(tuple(whole), notices, (*self.left_out, *left))
-
-    def shareable(self) -> Report:
-        """What may leave the hospitals."""
-        return replace(self, audits=tuple(each.shareable() for each in self.audits))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "version": 1,
-            "privfm_version": __version__,
-            "notices": list(self.notices),
-            "left_out": list(self.left_out),
-            "audits": [each.to_json() for each in self.audits],
-        }
-
-
-_MUST_HOLD = ("mechanism", "ledgers")
 
 
 def _mechanism(subject: Subject) -> AuditResult:
@@ -304,7 +247,7 @@ def audit_run(
     subject = Subject(plan, load_network(root, "start.safetensors"), run, quick, frozenset(only), observer, others)
     names = [name for name in AUDITS if name in (only or _usual(run))]
     report = replace(_made(subject, names), notices=_notices(run))
-    return _kept(report, root, run.facts().run)
+    return keep_report(report, root, list(AUDITS), run.facts().run)
 
 
 def _plan_of(run: RunDirectory) -> Plan:
@@ -335,48 +278,13 @@ def audit_file(model: ModelFile, *, quick: bool = False, observer: Observer | No
     notice = f"of a model alone membership is all that can be audited; not done, for want of its run: {others}"
     report = Report((result,), (notice,), (AUDITS["membership"].left_out,) if quick else ())
     (model.folder / LOCAL).parent.mkdir(mode=0o700, exist_ok=True)
-    return _kept(report, model.folder)
+    return keep_report(report, model.folder, list(AUDITS))
 
 
 def _usual(run: RunDirectory) -> set[str]:
     """Return which audits a run gets when none is asked for: one of forgetting only where somebody asked out."""
     asked_out = bool(read_forgotten(run)) or read_origin(run) is not None
     return set(AUDITS) if asked_out else set(AUDITS) - {"forget"}
-
-
-def _kept(report: Report, root: Path, run: str | None = None) -> Report:
-    """Write what may be shared into a folder and the rest, if there is more, beside hospitals' own files.
-
-    Returns:
-        All that is known now: audits that were made earlier, and not again, are still there.
-    """
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    dated = replace(report, audits=tuple(replace(each, made=now) for each in report.audits))
-    shared = dated.shareable()
-    if shared != dated:
-        write_atomic(root / LOCAL, _as_bytes(dated.beside(_earlier(root / LOCAL)), run), mode=0o600)
-    write_atomic(root / FILE, _as_bytes(shared.beside(_earlier(root / FILE)), run))
-    return dated.beside(_earlier(root / FILE))
-
-
-def _earlier(path: Path) -> Report:
-    """What was kept before; nothing of a file that no audit wrote, which is written anew."""
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            return _NOTHING
-        content = json.loads(path.read_bytes())
-        audits = tuple(_STORED.validate_python(each) for each in content["audits"] if each["name"] in AUDITS)
-        return Report(audits, tuple(map(str, content["notices"])), tuple(map(str, content["left_out"])))
-    except (OSError, ValueError, KeyError, TypeError):
-        return _NOTHING
-
-
-_NOTHING = Report((), (), ())
-_STORED = TypeAdapter(AuditResult)
-
-
-def _as_bytes(report: Report, run: str | None) -> bytes:
-    return json.dumps({"run": run, **report.to_json()}, indent=2, allow_nan=False).encode()
 
 
 def rehearse(plan: Plan, only: Sequence[str] = (), *, quick: bool = False, observer: Observer | None = None) -> Report:

@@ -12,7 +12,7 @@ from privfm.errors import InputError, PrivfmError, VerificationError
 from privfm_cli.console import WIDTH, say, show, show_json
 
 if TYPE_CHECKING:
-    from privfm_attacks.run import Report
+    from privfm_attacks.report import Report
     from privfm_attacks.verdicts import AuditResult
 
 __all__ = ["audit"]
@@ -149,7 +149,7 @@ def _folder(run: Path) -> Path:
 
 
 def _put_into_pages(run: Path, report: Report) -> None:
-    from privfm_attacks.run import LOCAL
+    from privfm_attacks.report import LOCAL
 
     from privfm.report import write_audit_page, write_report
 
