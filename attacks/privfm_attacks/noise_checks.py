@@ -127,7 +127,9 @@ def _kind(one: Step, two: Step) -> str:
 
 
 def _centred(taken: _Taken) -> Float[np.ndarray, "steps values"]:
-    return (taken.vectors - taken.vectors.mean(axis=1, keepdims=True)).astype(np.float64)
+    vectors: Float[np.ndarray, "steps values"] = taken.vectors.astype(np.float64)
+    vectors -= vectors.mean(axis=1, keepdims=True)
+    return vectors
 
 
 def _likeness(one: Float[np.ndarray, " values"], two: Float[np.ndarray, " values"]) -> float:

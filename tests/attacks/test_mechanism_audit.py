@@ -271,7 +271,7 @@ PLANTED: dict[str, tuple[Callable[[Patch], None], str]] = {
     "noise reused across rounds": (noise_reused_across_rounds, "fresh noise, two rounds"),
     "one stream for all hospitals": (one_stream_for_all, "fresh noise, two hospitals"),
     "draws can be replayed": (one_stream_for_all, "fresh draws"),
-    "masks reused": (masks_reused, "fresh masks, two rounds"),
+    "masks reused": (masks_reused, "fresh masks, two rounds, pair"),
     "empty batch skipped": (empty_batch_skipped, "empty draw"),
     "a step not charged": (events(steps=lambda steps: steps - 1), "charged steps"),
     "charged at twice the noise": (events(noise_multiplier=lambda noise: 2 * noise), "charged mechanism"),
