@@ -156,7 +156,8 @@ def same_seed(bench: Bench) -> Iterator[Finding]:
     taken = []
     for _ in range(2):
         with _seeded():
-            releases = bench.releases(torch.zeros(bench.units_for(40), OUTPUTS), SystemCoins(), micro_batch=64)
+            blank, units = torch.zeros(1, OUTPUTS), bench.units_for(40)
+            releases = bench.releases(blank, SystemCoins(), units=units, micro_batch=64)
             taken.append((releases.gradient((1, 0, 0)).vector.double().numpy(), releases.units.drawn[0].tolist()))  # type: ignore[attr-defined]
     (one, first), (two, second) = taken
     found, bound = _likeness(one, two), _bound(2 * one.size)

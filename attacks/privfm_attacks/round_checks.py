@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from scipy import stats
 from torch import Tensor
 
-from privfm.dp.coins import Coins, InjectedCoins, Stream, SystemCoins
+from privfm.dp.coins import InjectedCoins, Stream, SystemCoins
 from privfm.federation.local_training import train_locally
 from privfm.federation.releases import Releases
 from privfm_attacks.bench import INPUTS, OUTPUTS, Bench, KnownUnits
@@ -31,9 +31,9 @@ def what_leaves(bench: Bench) -> Iterator[Finding]:
     plan = bench.plan
     few = min(STEPS, plan.federation.local_steps)
     bench = bench.with_steps(few)
-    rows = 2 * bench.mechanism.clip_norm * torch.randn(bench.units_for(12), OUTPUTS)
-    start = 0.01 * torch.randn(OUTPUTS * INPUTS)
-    whole, single = (bench.releases(rows, InjectedCoins(b"what leaves")) for _ in range(2))
+    rows, start = 2 * bench.mechanism.clip_norm * torch.randn(60, OUTPUTS), 0.01 * torch.randn(OUTPUTS * INPUTS)
+    units = bench.units_for(12)
+    whole, single = (bench.releases(rows, InjectedCoins(b"what leaves"), units=units) for _ in range(2))
     off, lengths = [], set()
     for number, attempt in ((1, 0), (1, 1), (2, 0), (3, 0), (plan.federation.rounds, 2)):
         vectors = whole.of_round(start, number, attempt)
@@ -96,39 +96,37 @@ class _Counting:
         return kinds["draw"] + kinds["loss draw"], kinds["noise"] + kinds["loss noise"]
 
 
-class _Draws(NamedTuple):
-    """Who was drawn, by what the hospital's own steps load."""
-
-    counts: Int64[np.ndarray, "steps units"]
-
-    @classmethod
-    def made(cls, bench: Bench, units: int, steps: list[tuple[int, int, int]], coins: Coins) -> _Draws:
-        releases = bench.releases(torch.zeros(units, OUTPUTS), coins, micro_batch=max(8, round(units * bench.rate)))
-        for step in steps:
-            releases.gradient(step)
-        counts = np.zeros((len(steps), units), dtype=np.int64)
-        for row, drawn in zip(counts, cast(KnownUnits, releases.units).drawn, strict=True):
-            np.add.at(row, drawn, 1)
-        return cls(counts)
-
-
 def sampling(bench: Bench) -> Iterator[Finding]:
     """Each unit takes part by a coin of its own of the declared rate, anew in every step: totals are binomial."""
-    rate, steps = bench.rate, list(product(range(1, 6), range(2), range(20)))
-    units = 60 if rate == 1.0 else max(60, round(20 / (rate * (1 - rate))))
-    counts = _Draws.made(bench, units, steps, SystemCoins()).counts
-    totals, mean = counts.sum(axis=1), float(counts.mean())
-    p = stats.binomtest(int(totals.sum()), counts.size, rate).pvalue if counts.max() <= 1 else 0.0
-    yield Finding("sampling rate", bool(p > ALPHA), f"{mean:.4f} drawn, {rate:g} declared (p = {p:.2g})")
+    rate, steps, units = bench.rate, list(product(range(1, 6), range(2), range(20))), _units_to_draw(bench.rate)
+    draws = _draws(bench, units, steps)
+    totals, each = np.array([len(drawn) for drawn in draws]), np.bincount(np.concatenate(draws), minlength=units)
+    once = all(len(set(drawn.tolist())) == len(drawn) for drawn in draws)
+    p = stats.binomtest(int(totals.sum()), units * len(steps), rate).pvalue if once else 0.0
+    detail = f"{totals.mean() / units:.4f} drawn, {rate:g} declared (p = {p:.2g})"
+    yield Finding("sampling rate", bool(p > ALPHA), detail)
     if rate == 1.0:
         return
-    p = dispersion_p(totals, units, rate)
-    ratio = float(totals.var()) / (units * rate * (1 - rate))
+    p, ratio = dispersion_p(totals, units, rate), float(totals.var()) / (units * rate * (1 - rate))
     yield Finding("sampling variance", p > ALPHA, f"{ratio:.3f} of a Poisson sample's (p = {p:.2g})")
-    each = counts.sum(axis=0)
     p, ratio = dispersion_p(each, len(steps), rate), float(each.var()) / (len(steps) * rate * (1 - rate))
     yield Finding("sampling of each", p > ALPHA, f"units' shares spread {ratio:.3f} (p = {p:.2g})")
-    again = _Draws.made(bench, units, steps[:20], SystemCoins()).counts
-    both = np.concatenate([counts, again])
-    different = len(np.unique(both, axis=0))
-    yield Finding("fresh draws", different == len(both), f"{different} different draws in {len(both)} steps")
+    draws += _draws(bench, units, steps[:20])
+    if units * rate * (1 - rate) >= 15:  # so that two draws are the same by a chance of e^-30
+        different = len({drawn.tobytes() for drawn in draws})
+        yield Finding("fresh draws", different == len(draws), f"{different} different draws in {len(draws)} steps")
+
+
+def _units_to_draw(rate: float) -> int:
+    """So many that no two draws are alike by chance; where nearly all are drawn that would take too long."""
+    enough = 60 if rate == 1.0 else max(60, round(20 / (rate * (1 - rate))))
+    return enough if rate <= 0.5 else min(700, enough)
+
+
+def _draws(bench: Bench, units: int, steps: list[tuple[int, int, int]]) -> list[Int64[np.ndarray, " drawn"]]:
+    """Who was drawn, by what the hospital's own steps load."""
+    micro_batch = max(8, round(units * bench.rate))
+    releases = bench.releases(torch.zeros(1, OUTPUTS), SystemCoins(), units=units, micro_batch=micro_batch)
+    for step in steps:
+        releases.gradient(step)
+    return cast(KnownUnits, releases.units).drawn
