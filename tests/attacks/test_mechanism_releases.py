@@ -63,6 +63,11 @@ def failed_checks(plan: Plan, plant: Plant = lambda _: None) -> set[str]:
     return failed
 
 
+def slow(sample_rate: float) -> Any:
+    """The same again at another rate, which takes a while."""
+    return pytest.param(sample_rate, marks=pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
@@ -72,12 +77,12 @@ def privacy(sample_rate: float, **more: Any) -> dict[str, dict[str, Any]]:
     return {"privacy": {"images_per_unit": 2, "views": 1, "sample_rate": sample_rate, **more}}
 
 
-@pytest.mark.parametrize("sample_rate", [1.0, 0.97, 0.5, 0.05, 0.005])
+@pytest.mark.parametrize("sample_rate", [slow(1.0), slow(0.97), slow(0.5), slow(0.05), 0.005])
 def test_what_is_sound_passes_however_seldom_units_are_drawn(sample_rate: float) -> None:
     assert failed_checks(plan_of(sample_rate)) == set()
 
 
-@pytest.mark.parametrize("sample_rate", [0.5, 0.005])
+@pytest.mark.parametrize("sample_rate", [0.5, slow(0.005)])
 @pytest.mark.parametrize(
     "sections",
     [
@@ -95,7 +100,7 @@ def test_other_sound_plans_pass(sections: dict[str, dict[str, Any]], sample_rate
 @pytest.mark.parametrize(
     "more", [{"clip_quantile": 0.5}, {"noise_terms": 4}, {"epsilon": 0.05}, {"dp": False}, {"clip_norm": 1e-4}]
 )
-@pytest.mark.parametrize("sample_rate", [0.5, 0.005])
+@pytest.mark.parametrize("sample_rate", [0.5, slow(0.005)])
 def test_sound_noise_of_any_size_passes(more: dict[str, Any], sample_rate: float) -> None:
     assert failed_checks(plan_of(sample_rate, **privacy(sample_rate, **more))) == set()
 
@@ -406,7 +411,7 @@ SELDOM: dict[str, tuple[Plant, str]] = {
 }
 
 
-@pytest.mark.parametrize("sample_rate", [0.05, 0.005])
+@pytest.mark.parametrize("sample_rate", [0.05, slow(0.005)])
 @pytest.mark.parametrize(("plant", "check"), SELDOM.values(), ids=SELDOM.keys())
 def test_a_planted_bug_is_named_where_units_are_seldom_drawn(plant: Plant, check: str, sample_rate: float) -> None:
     assert fails(check, plan_of(sample_rate), plant)

@@ -112,7 +112,10 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("simmim", "simsiam", "simclr")]
+
+
+@pytest.mark.parametrize("name", ["mae", "byol", "dino", *SLOW])
 def test_a_run_on_another_device_is_the_same(
     name: str, tiny_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
