@@ -242,8 +242,33 @@ def _judged(
     *,
     local: bool,
 ) -> AuditResult:
+    findings = _checks(claim, told, blind, control)
+    verdict = Verdict.NO_LEAK_DETECTED
+    if not findings[0].passed and findings[-1].passed:
+        verdict = Verdict.LEAK
+    elif not all(finding.passed for finding in findings):
+        verdict = Verdict.INCONCLUSIVE
+    return _result(
+        verdict,
+        f"{told.found:.1%} of members found at {told.alarms:.1%} false alarms; area under the curve {told.auc:.2f} "
+        f"({told.low:.2f} to {told.high:.2f}), {control.told.auc:.2f} on an overfitted control; {claim}",
+        findings,
+        _figures(claim, told, blind, control),
+        (
+            Plot(
+                "Members found, by the false alarms that one accepts",
+                "share of others taken for members",
+                "share of patients found whose images were trained on; on the diagonal, guessing",
+                {"attack": curve, "guessing": [(0.0, 0.0), (1.0, 1.0)]},
+            ),
+        ),
+        local=local,
+    )
+
+
+def _checks(claim: Claim, told: ToldApart, blind: ToldApart, control: _Control) -> tuple[Finding, ...]:
     width, within = (told.high - told.low) / 2, claim.guaranteed and told.high <= claim.allowed
-    findings = (
+    return (
         claim.judge("within what is allowed", told),
         Finding(
             "control caught",
@@ -264,41 +289,21 @@ def _judged(
             "apart are kinds of images",
         ),
     )
-    verdict = Verdict.NO_LEAK_DETECTED
-    if not findings[0].passed and findings[-1].passed:
-        verdict = Verdict.LEAK
-    elif not all(finding.passed for finding in findings):
-        verdict = Verdict.INCONCLUSIVE
-    return _result(
-        verdict,
-        f"{told.found:.1%} of members found at {told.alarms:.1%} false alarms; area under the curve {told.auc:.2f} "
-        f"({told.low:.2f} to {told.high:.2f}), {control.told.auc:.2f} on an overfitted control; {claim}",
-        findings,
-        {
-            "auc": told.auc,
-            "low": told.low,
-            "high": told.high,
-            "p": told.p,
-            "found": told.found,
-            "false_alarms": told.alarms,
-            "control_auc": control.told.auc,
-            "blind_auc": blind.auc,
-            "allowed": claim.allowed,
-            **{
-                f"weight of {name}": float(weight)
-                for name, weight in zip(control.signals, control.weights, strict=True)
-            },
-        },
-        (
-            Plot(
-                "Members found, by the false alarms that one accepts",
-                "share of others taken for members",
-                "share of patients found whose images were trained on; on the diagonal, guessing",
-                {"attack": curve, "guessing": [(0.0, 0.0), (1.0, 1.0)]},
-            ),
-        ),
-        local=local,
-    )
+
+
+def _figures(claim: Claim, told: ToldApart, blind: ToldApart, control: _Control) -> dict[str, float]:
+    return {
+        "auc": told.auc,
+        "low": told.low,
+        "high": told.high,
+        "p": told.p,
+        "found": told.found,
+        "false_alarms": told.alarms,
+        "control_auc": control.told.auc,
+        "blind_auc": blind.auc,
+        "allowed": claim.allowed,
+        **{f"weight of {name}": float(weight) for name, weight in zip(control.signals, control.weights, strict=True)},
+    }
 
 
 def _result(
