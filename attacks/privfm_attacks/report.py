@@ -85,8 +85,9 @@ def keep_report(report: Report, root: Path, order: Sequence[str], run: str | Non
     shared = dated.shareable()
     if shared != dated:
         write_atomic(root / LOCAL, _as_bytes(dated.beside(_earlier(root / LOCAL, order), order), run), mode=0o600)
-    write_atomic(root / FILE, _as_bytes(shared.beside(_earlier(root / FILE, order), order), run))
-    return dated.beside(_earlier(root / FILE, order), order)
+    earlier = _earlier(root / FILE, order)
+    write_atomic(root / FILE, _as_bytes(shared.beside(earlier, order), run))
+    return dated.beside(earlier, order)
 
 
 def _earlier(path: Path, order: Sequence[str]) -> Report:
