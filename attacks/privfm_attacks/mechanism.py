@@ -32,6 +32,7 @@ from privfm_attacks.other_releases import adaptive_clip_norm, shown_loss
 from privfm_attacks.round_checks import charges, sampling, what_leaves
 from privfm_attacks.thresholds import ALPHA
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
+from privfm_attacks.whole_rounds import whole_rounds
 
 __all__ = ["ALPHA", "audit_mechanism", "mechanism_checks"]
 
@@ -67,7 +68,7 @@ def audit_mechanism(plan: Plan, learner: Learner) -> AuditResult:
 
 
 def mechanism_checks(plan: Plan, learner: Learner) -> Iterator[Finding]:
-    """Run every check: of each hospital's mechanism, hospitals with equal numbers once; of network and masks once."""
+    """Run every check: of each hospital's mechanism, equal ones once; of network, masks and whole rounds once."""
     checks: tuple[Check, ...] = (
         noise_scale, empty_draw, noise_of_steps, same_seed, unit_sensitivity, sum_of_clipped, called_twice, not_finite,
         scale, sampling, what_leaves, charges, shown_loss, adaptive_clip_norm,
@@ -79,6 +80,7 @@ def mechanism_checks(plan: Plan, learner: Learner) -> Iterator[Finding]:
     yield from _heard("units apart", partial(units_apart, learner))
     yield from _heard("own network", partial(own_network, learner))
     yield from _heard("fresh masks", partial(masks_are_fresh, ALPHA))
+    yield from _heard("whole rounds", partial(whole_rounds, plan))
 
 
 def _on_bench(check: Check, plan: Plan, hospital: HospitalPlan) -> Iterator[Finding]:
@@ -86,11 +88,12 @@ def _on_bench(check: Check, plan: Plan, hospital: HospitalPlan) -> Iterator[Find
 
 
 def _heard(name: str, findings: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A check's findings; what the code refuses to do on the bench, or of the run's own network, is one that failed."""
+    """A check's findings; one that the code under test refuses or breaks off, whatever the reason, has failed."""
     try:
         yield from findings()
-    except PrivfmError as error:
-        yield Finding(f"{name.replace('_', ' ')} (refused)", False, str(error))
+    except (PrivfmError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, PrivfmError) else f"{type(error).__name__}: {error}"
+        yield Finding(f"{name.replace('_', ' ')} (refused)", False, why)
 
 
 def units_apart(learner: Learner, units: int = 4) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from privfm.federation.network import Learner, network_hash, trained
 from privfm.federation.notebook import Memory, Notebook
 from privfm.federation.planning import mechanism_of, round_spec, update_weight
 from privfm.federation.releases import Releases
-from privfm.federation.unit_batches import UnitSource
+from privfm.federation.unit_batches import Units
 from privfm.ids import HospitalId
 from privfm.plan import Plan
 from privfm.secagg import COORDINATOR, Client, ClientPolicy, Identity, LedgerMark, Roster, RoundSpec, Stage, quantise
@@ -72,7 +72,7 @@ class Hospital:
 
     plan: Plan
     name: HospitalId
-    units: UnitSource
+    units: Units
     membership: Membership
     ledger: Ledger
     learner: Learner

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import torch
-
 from privfm.dp.coins import Coins, SystemCoins
 from privfm.dp.ledger import Ledger
 from privfm.errors import RunError
@@ -21,16 +19,19 @@ from privfm.federation.hospital import Hospital, Membership
 from privfm.federation.ledgers import check_goes_on, declaration_for, founding_ledgers, put_on_record
 from privfm.federation.network import Learner
 from privfm.federation.notebook import Memory, Notebook
-from privfm.federation.unit_batches import UnitSource
+from privfm.federation.unit_batches import Units, UnitSource
 from privfm.files import write_atomic
 from privfm.ids import HospitalId
-from privfm.plan import Plan
+from privfm.plan import HospitalPlan, Plan
 from privfm.secagg import ClientPolicy, Identity, Roster, smallest_threshold
 
-__all__ = ["CoinsOf", "found_federation", "open_hospitals", "system_coins"]
+__all__ = ["CoinsOf", "UnitsOf", "found_federation", "open_hospitals", "system_coins", "units_from"]
 
 CoinsOf = Callable[[str], Coins]
 """Where each hospital's secret randomness comes from, by its name."""
+
+UnitsOf = Callable[[HospitalPlan], Units]
+"""What each hospital trains on."""
 
 
 def system_coins(hospital: str) -> Coins:
@@ -64,7 +65,7 @@ def found_federation(directory: RunDirectory, plan: Plan, run: bytes, *, private
 
 @contextmanager
 def open_hospitals(
-    directory: RunDirectory, plan: Plan, run: bytes, cohort: Cohort, start: Learner, coins_of: CoinsOf
+    directory: RunDirectory, plan: Plan, run: bytes, units_of: UnitsOf, start: Learner, coins_of: CoinsOf
 ) -> Iterator[Mapping[HospitalId, Hospital]]:
     """Open every hospital of a run from its own files, and close their ledgers when the block ends.
 
@@ -73,7 +74,6 @@ def open_hospitals(
     """
     roster = Roster.from_json(_read(directory.root / "roster.json"))
     device = pick_device(plan.performance.device)
-    most = units_at_a_time(plan, start, device)
     with ExitStack() as stack:
         hospitals = {}
         for hospital in plan.hospitals:
@@ -89,7 +89,7 @@ def open_hospitals(
             hospitals[name] = Hospital(
                 plan=plan,
                 name=name,
-                units=_unit_source(plan, cohort, name, most, device),
+                units=units_of(hospital),
                 membership=Membership(run, identity, roster, policy),
                 ledger=ledger,
                 learner=start._replace(network=copy.deepcopy(start.network).to(device)),
@@ -107,14 +107,21 @@ def _check_forgotten(ledger: Ledger, run: bytes, directory: RunDirectory) -> Non
         raise RunError(f"{directory.own(name) / FILE}: lacks somebody who asked out, by {ledger.path}; restore it")
 
 
-def _unit_source(plan: Plan, cohort: Cohort, name: HospitalId, most: int, device: torch.device) -> UnitSource:
-    return UnitSource(
-        cohort.images[name],
-        images_per_unit=plan.privacy.images_per_unit,
-        views=plan.privacy.views,
-        micro_batch=micro_batch_of(plan, plan.hospital(name), most),
-        device=device,
-    )
+def units_from(cohort: Cohort, plan: Plan, start: Learner) -> UnitsOf:
+    """Return the units of a cohort's hospitals, as many at a time as fit where the plan computes them."""
+    device = pick_device(plan.performance.device)
+    most = units_at_a_time(plan, start, device)
+
+    def units_of(hospital: HospitalPlan) -> UnitSource:
+        return UnitSource(
+            cohort.images[HospitalId(hospital.id)],
+            images_per_unit=plan.privacy.images_per_unit,
+            views=plan.privacy.views,
+            micro_batch=micro_batch_of(plan, hospital, most),
+            device=device,
+        )
+
+    return units_of
 
 
 def _read(path: Path) -> bytes:

@@ -40,7 +40,7 @@ from privfm.federation.planning import complete_plan
 from privfm.federation.probing import compare_by_probe
 from privfm.federation.public import public_images, public_loss
 from privfm.federation.records import ProbeComparison, PublicLoss, RunResult
-from privfm.federation.simulation import CoinsOf, found_federation, open_hospitals, system_coins
+from privfm.federation.simulation import CoinsOf, found_federation, open_hospitals, system_coins, units_from
 from privfm.federation.stating import composed_result, hospital_result, make_statement, sums_of
 from privfm.files import write_atomic
 from privfm.ids import HospitalId
@@ -200,7 +200,8 @@ class _Run:
         run = bytes.fromhex(facts.run)
         start = load_network(self.directory.root, "start.safetensors")
         initial = trained(start.network)
-        with open_hospitals(self.directory, self.plan, run, self.cohort, start, self.coins_of) as hospitals:
+        units_of = units_from(self.cohort, self.plan, start)
+        with open_hospitals(self.directory, self.plan, run, units_of, start, self.coins_of) as hospitals:
             learner = self._play(run, start, hospitals)
             outcome = self.directory.outcome()
             for hospital in hospitals.values():

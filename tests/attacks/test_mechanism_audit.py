@@ -12,7 +12,7 @@ import pytest
 import torch
 from privfm_attacks.mechanism import audit_mechanism
 from privfm_attacks.verdicts import Verdict
-from torch import Tensor
+from torch import Tensor, nn
 
 from privfm.dp import mechanism as mechanism_module
 from privfm.dp.clipping import ClippedSum, ClippingEngine
@@ -125,13 +125,6 @@ def noise_reused_across_rounds(patch: Patch) -> None:
 
 def one_stream_for_all(patch: Patch) -> None:
     patch.setattr(SystemCoins, "stream", lambda self, *label: InjectedCoins(b"shared").stream(*label))
-
-
-def shuffled(patch: Patch) -> None:
-    def draw(self: StepMechanism, units: int, stream: Stream) -> np.ndarray:
-        return np.sort(stream.generator().permutation(units)[: round(self.sample_rate * units)])
-
-    patch.setattr(StepMechanism, "draw", draw)
 
 
 def rate_of_the_data(patch: Patch) -> None:
@@ -267,7 +260,6 @@ PLANTED: dict[str, tuple[Callable[[Patch], None], str]] = {
     "NaN let through": (engine(NanLetThrough), "not finite"),
     "divisor of the data": (divisor_of_the_data, "scale"),
     "rate of the data": (rate_of_the_data, "sampling rate"),
-    "shuffled": (shuffled, "sampling variance"),
     "noise reused across rounds": (noise_reused_across_rounds, "fresh noise, two rounds"),
     "one stream for all hospitals": (one_stream_for_all, "fresh noise, two hospitals"),
     "draws can be replayed": (one_stream_for_all, "fresh draws"),
@@ -322,13 +314,36 @@ class RawTeacher:
         return losses
 
 
-@pytest.mark.parametrize("coupled", [Centred, RawTeacher])
+class BatchNormed:
+    """An objective that normalises the batch."""
+
+    def __init__(self, base: Any) -> None:
+        self.base, self.norm = base, nn.BatchNorm2d(1, affine=False)
+
+    def unit_losses(self, network: Any, views: Tensor, rngs: list[np.random.Generator]) -> Tensor:
+        normed = self.norm(views.flatten(0, 1)).reshape(views.shape)
+        losses: Tensor = self.base.unit_losses(network, normed, rngs)
+        return losses
+
+
+@pytest.mark.parametrize("coupled", [Centred, BatchNormed, RawTeacher])
 def test_an_objective_that_couples_units_is_named(coupled: Callable[[Any], Any]) -> None:
     plan = plan_of()
     learner = build_learner(plan)
     result = audit(plan, learner._replace(objective=coupled(learner.objective)))
     failed = {finding.check for finding in result.findings if not finding.passed}
     assert any(check.startswith("units apart") for check in failed)
+
+
+def test_batch_norm_in_the_network_is_named() -> None:
+    learner = build_learner(plan_of())
+    first = next(name for name, module in learner.network.named_modules() if isinstance(module, nn.Conv2d))
+    place, _, last = first.rpartition(".")
+    projection = learner.network.get_submodule(first)
+    normed = nn.Sequential(projection, nn.BatchNorm2d(projection.out_channels))  # type: ignore[arg-type]
+    setattr(learner.network.get_submodule(place), last, normed)
+    failed = {finding.check for finding in audit(learner=learner).findings if not finding.passed}
+    assert {"units apart, one moved", "network untouched"} & failed or "units apart (refused)" in failed
 
 
 def test_the_result_is_plain_data() -> None:

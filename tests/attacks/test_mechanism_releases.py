@@ -289,11 +289,38 @@ def drawn_with_replacement(patch: Patch) -> None:
     patch.setattr(StepMechanism, "draw", draw)
 
 
-def shuffled(patch: Patch) -> None:
+def batches_of_one_size(patch: Patch) -> None:
     def draw(self: StepMechanism, units: int, stream: Stream) -> np.ndarray:
         return np.sort(stream.generator().permutation(units)[: round(self.sample_rate * units)])
 
     patch.setattr(StepMechanism, "draw", draw)
+
+
+def shuffled(size_of: Callable[[StepMechanism, int, np.random.Generator], int]) -> Plant:
+    """Units are shuffled and taken in turn, and shuffled again when none is left, as data loaders do."""
+
+    def plant(patch: Patch) -> None:
+        waiting: dict[int, list[int]] = {}
+
+        def draw(self: StepMechanism, units: int, stream: Stream) -> np.ndarray:
+            rng, queue = stream.generator(), waiting.setdefault(units, [])
+            size = size_of(self, units, rng)
+            if len(queue) < size:
+                queue[:] = rng.permutation(units).tolist()
+            drawn, queue[:] = queue[:size], queue[size:]
+            return np.array(sorted(drawn), dtype=np.int64)
+
+        patch.setattr(StepMechanism, "draw", draw)
+
+    return plant
+
+
+def of_one_size(mechanism: StepMechanism, units: int, rng: np.random.Generator) -> int:
+    return round(mechanism.sample_rate * units)
+
+
+def of_a_poisson_size(mechanism: StepMechanism, units: int, rng: np.random.Generator) -> int:
+    return int(rng.binomial(units, mechanism.sample_rate))
 
 
 class LayersClipped(ClippingEngine):
@@ -405,7 +432,9 @@ SELDOM: dict[str, tuple[Plant, str]] = {
     "layers each clipped": (engine(LayersClipped), "sensitivity"),
     "micro-batches each clipped": (engine(MicroBatchesClipped), "clipped sum"),
     "NaN let through": (engine(NanLetThrough), "not finite"),
-    "shuffled": (shuffled, "sampling variance"),
+    "batches of one size": (batches_of_one_size, "sampling variance"),
+    "shuffled": (shuffled(of_one_size), "sampling variance"),
+    "shuffled, of a Poisson size": (shuffled(of_a_poisson_size), "sampling of each"),
     "draws kept over rounds": (kept_coins("draw", lambda label: label[3]), "fresh draws"),
     "a round without noise": (round_without_noise, "update"),
 }

@@ -25,7 +25,7 @@ from privfm.federation.notebook import Notebook
 from privfm.federation.planning import complete_plan, round_spec
 from privfm.federation.recovering import recover_hospital
 from privfm.federation.rounds import SecureSum, play_round
-from privfm.federation.simulation import found_federation, open_hospitals
+from privfm.federation.simulation import found_federation, open_hospitals, units_from
 from privfm.ids import HospitalId
 from privfm.plan import EvaluationPlan, Plan
 from privfm.secagg import Client, ClientPolicy, Identity, LedgerMark, Roster, Stage, dequantise
@@ -61,7 +61,8 @@ class Federation:
     def opened(self) -> Iterator[Federation]:
         """As after a start of every hospital's process."""
         directory = RunDirectory(self.root)
-        with open_hospitals(directory, self.plan, RUN, self.cohort, self.learner, coins_of) as self.hospitals:
+        units_of = units_from(self.cohort, self.plan, self.learner)
+        with open_hospitals(directory, self.plan, RUN, units_of, self.learner, coins_of) as self.hospitals:
             yield self
 
     def exchange(self, stage: Stage, outgoing: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
