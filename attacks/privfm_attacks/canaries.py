@@ -94,6 +94,7 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
             Plot(
                 "Scores of canaries",
                 "log likelihood ratio of taking part",
+                "canaries",
                 "how many canaries scored how much; the further apart those inside and outside lie, the more a release "
                 "tells of one",
                 histogram({"inside": worst.scores.inside, "outside": worst.scores.outside}),
@@ -101,6 +102,7 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
             Plot(
                 "Scores of the same kind of canaries in sums over hospitals",
                 "descent along a canary, in deviations of other weights",
+                "canaries",
                 "what is left of it for a coordinator, once optimisers and other hospitals' noise came between",
                 histogram(further.scores),
             ),

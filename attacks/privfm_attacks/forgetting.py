@@ -211,7 +211,7 @@ def _of_pair(
     findings += [] if after.beyond_chance else [alike]
     sentence = "told" if after.beyond_chance else "forgotten" if alike.passed else "exact"
     verdict = {"told": Verdict.LEAK, "forgotten": Verdict.NO_LEAK_DETECTED}.get(sentence, Verdict.INCONCLUSIVE)
-    return _result(plan, verdict, _SENTENCES[sentence] + _of_before(before), findings, figures)
+    return _result(plan, verdict, f"{_SENTENCES[sentence]} ({after}){_of_before(before)}", findings, figures)
 
 
 def _asked_out(plan: Plan, forgotten: Forgotten) -> list[ImageSet]:
@@ -252,13 +252,13 @@ def _not_trained_again(
     stands = Claim.of(plan).judge("as it stands", before)
     verdict = Verdict.NO_LEAK_DETECTED if stands.passed else Verdict.LEAK
     sentence = _SENTENCES["kept" if stands.passed else "withdraw"]
-    return _result(plan, verdict, sentence, [*findings, stands], figures)
+    return _result(plan, verdict, f"{sentence} ({before})", [*findings, stands], figures)
 
 
 def _of_before(before: ToldApart) -> str:
     if before.beyond_chance:
         return f"; the model as it stood gives them away ({before}): withdraw it"
-    return "; of the model as it stood neither can be told"
+    return f"; of the model as it stood neither can be told ({before})"
 
 
 _SENTENCES = {

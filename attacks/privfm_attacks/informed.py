@@ -85,7 +85,11 @@ class Identified:
                 "right patient within the bound",
                 not self.leaks,
                 f"{name}: picked out of {CANDIDATES} in {told(self.own, self.alpha)} of {len(self.own.right)} trials; "
-                f"no attack can exceed {self.bound:.1%}; half the noise would show {self.halved.rate:.1%}",
+                + (
+                    f"no attack can exceed {self.bound:.1%}; half the noise would show {self.halved.rate:.1%}"
+                    if self.bound < 1
+                    else f"nothing is guaranteed, and {CAUGHT:.0%} of those who took part is a leak"
+                ),
             ),
             Finding(
                 "control caught",
@@ -96,8 +100,9 @@ class Identified:
             Finding(
                 "room above the bound",
                 self.room,
-                f"{name}: nobody who takes part at random can be picked in more than {self.highest:.1%}, with "
-                f"{self.bound:.1%} allowed",
+                f"{name}: without noise who takes part at random is picked in {self.highest:.1%} at most, and "
+                f"{self.bound:.1%} is allowed"
+                + ("" if self.room else ", so that no success could break it: ask for a smaller epsilon"),
             ),
         )
 
@@ -126,10 +131,11 @@ def plot_of(one: Identified, plan: Plan) -> Plot:
     levels = {"picked": one.own.rate, "picked with half the noise": one.halved.rate, "with none": one.control.rate}
     return Plot(
         f"The right patient picked out of {CANDIDATES}",
-        "epsilon",
-        "share of trials in which the right patient was picked; the lowest point of the curve is the most that any "
-        "attack can reach",
-        {"allowed": curve} | {name: [(0.0, rate), (limit, rate)] for name, rate in levels.items()},
+        "epsilon of the guarantee that is read off the accountant's curve",
+        "share of trials",
+        "the accountant gives a delta for every epsilon, and each of these pairs bounds how often anybody can be "
+        "right: the lowest point of the curve is the most that any attack can reach, the level lines are what was",
+        {"no attack beyond": curve} | {name: [(0.0, rate), (limit, rate)] for name, rate in levels.items()},
     )
 
 

@@ -50,8 +50,9 @@ def audit_mechanism(plan: Plan, learner: Learner) -> AuditResult:
     """
     findings = tuple(mechanism_checks(plan, learner))
     failed = [finding for finding in findings if not finding.passed]
+    none = "" if plan.privacy.dp else "; next to no noise is declared (--no-dp), so that it protects nobody"
     sentence = (
-        f"{len(findings)} checks hold: noise, clipping, sampling and charges are as declared"
+        f"{len(findings)} checks hold: noise, clipping, sampling and charges are as declared{none}"
         if not failed
         else f"{len(failed)} of {len(findings)} checks fail: " + "; ".join(sorted({each.check for each in failed}))
     )

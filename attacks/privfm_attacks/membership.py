@@ -23,7 +23,7 @@ from privfm.plan import Plan
 from privfm_attacks.claims import Claim
 from privfm_attacks.overfitting import overfit
 from privfm_attacks.signals import SIGNALS, images_of, pooled_features, relative_signals
-from privfm_attacks.telling_apart import Progress, ToldApart, roc, tell_apart
+from privfm_attacks.telling_apart import Progress, ToldApart, roc, roc_band, tell_apart
 from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict
 
 __all__ = ["CAUGHT", "FEWEST", "MembershipEffort", "audit_membership", "strangers", "tell_members"]
@@ -114,7 +114,28 @@ def tell_members(
         scores.append(control.scored(relative_signals(learner, start, side, effort.draws, signals)))
     progress("membership: signals", 2, 2)
     told = tell_apart(scores[0], scores[1], rng)
-    return _judged(claim, told, blind, control, roc(scores[0], scores[1]), local=local)
+    plot = _drawn(claim, control, scores[0], scores[1], rng)
+    return _judged(claim, told, blind, control, plot, local=local)
+
+
+def _drawn(
+    claim: Claim,
+    control: _Control,
+    inside: Float[np.ndarray, " inside"],
+    outside: Float[np.ndarray, " outside"],
+    rng: np.random.Generator,
+) -> Plot:
+    """Operating curves: of the attack, of its control, of guessing, and of the best that the guarantee leaves."""
+    curves = {"attack": roc(inside, outside), "the same on an overfitted control": list(control.curve)}
+    curves |= {"guarantee: no attack above": claim.curve()} if claim.guaranteed else {}
+    return Plot(
+        "Members found, by the false alarms that one accepts",
+        "share of others taken for members",
+        "share of members found",
+        "the closer the attack lies to guessing the better, whatever the control shows; shaded, 99% for each rate",
+        curves | {"guessing": [(0.0, 0.0), (1.0, 1.0)]},
+        roc_band(inside, outside, rng),
+    )
 
 
 def _told_by(start: Learner, inside: Tensor, outside: Tensor, rng: np.random.Generator) -> ToldApart:
@@ -156,6 +177,7 @@ class _Control:
     """An encoder overfitted on purpose, what the attack made of it, and how it weighs signals from here on."""
 
     told: ToldApart
+    curve: Sequence[tuple[float, float]]
     steps: int
     signals: Sequence[str]
     mean: Float[np.ndarray, " signals"]
@@ -185,8 +207,8 @@ class _Control:
             lambda done, total: progress("membership: control", done, total),
         )
         sides = [relative_signals(trained, start, side, effort.draws, signals) for side in (inside, outside)]
-        told = tell_apart(*_cross_fitted(sides[0], sides[1]), rng)
-        return cls(told, steps, signals, *_fitted(sides[0], sides[1]))
+        scores = _cross_fitted(sides[0], sides[1])
+        return cls(tell_apart(*scores, rng), roc(*scores), steps, signals, *_fitted(sides[0], sides[1]))
 
     def scored(self, signals: Float[np.ndarray, "patients signals"]) -> Float[np.ndarray, " patients"]:
         return np.asarray((signals - self.mean) @ self.weights)
@@ -225,8 +247,8 @@ def _cross_fitted(
 def _too_few(inside: int, outside: int, *, local: bool) -> AuditResult:
     return _result(
         Verdict.INCONCLUSIVE,
-        f"{inside} patients trained on and {outside} held out can be read; {FEWEST} of each are needed: hold patients "
-        "out (--probe, data.held_out) when the run is planned, or name a folder with others: --held-out DIR",
+        f"{inside} patients trained on and {outside} held out can be read; {FEWEST} of each are needed: name a folder "
+        "of others of the same kind, --held-out DIR, or where images have labels plan the run with --probe",
         (),
         {},
         local=local,
@@ -238,7 +260,7 @@ def _judged(
     told: ToldApart,
     blind: ToldApart,
     control: _Control,
-    curve: list[tuple[float, float]],
+    plot: Plot,
     *,
     local: bool,
 ) -> AuditResult:
@@ -254,14 +276,7 @@ def _judged(
         f"({told.low:.2f} to {told.high:.2f}), {control.told.auc:.2f} on an overfitted control; {claim}",
         findings,
         _figures(claim, told, blind, control),
-        (
-            Plot(
-                "Members found, by the false alarms that one accepts",
-                "share of others taken for members",
-                "share of patients found whose images were trained on; on the diagonal, guessing",
-                {"attack": curve, "guessing": [(0.0, 0.0), (1.0, 1.0)]},
-            ),
-        ),
+        (plot,),
         local=local,
     )
 

@@ -21,7 +21,7 @@ from privfm.plan import Plan, parse_plan
 from privfm_attacks.claims import Claim
 from privfm_attacks.membership import MembershipEffort, tell_members
 from privfm_attacks.signals import OF_ENCODERS
-from privfm_attacks.verdicts import AuditResult
+from privfm_attacks.verdicts import AuditResult, Finding
 
 __all__ = ["ModelFile", "audit_model"]
 
@@ -66,9 +66,11 @@ def audit_model(model: ModelFile, effort: MembershipEffort, observer: Observer) 
     start = initialise(_plan(model.members, backbone), observer).learner
     effort = replace(effort, control_steps=3 * effort.control_steps, control_seconds=2 * effort.control_seconds)
     learner = _with(start, backbone)
-    return tell_members(
+    result = tell_members(
         learner, start, [members], [others], model.claim, OF_ENCODERS, effort, observer.progress, local=True
     )
+    read = f"{len(members.patients)} patients in {model.members}, {len(others.patients)} others in {model.others}"
+    return replace(result, findings=(*result.findings, Finding("images", True, read)))
 
 
 def _images(folder: Path, backbone: Backbone) -> ImageSet:

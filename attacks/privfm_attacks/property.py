@@ -69,8 +69,9 @@ def _sentence(told: Mapping[str, Told], weights: Sequence[float]) -> str:
 def _over_rounds(told: Mapping[str, Told]) -> Plot:
     curves = {_CURVES[name]: list(each.over_rounds) for name, each in told.items()}
     return Plot(
-        "Of two hospitals, which has the property: area under the curve, as sums come in",
+        "Of two hospitals, which has the property, as sums come in",
         "sums seen, in per cent of a run",
+        "area under the curve",
         "at 0.5 nothing is known; a curve that climbs says that every further round gives hospitals away",
         curves,
     )

@@ -185,8 +185,9 @@ def _verdict(found: list[Identified], images: _Images, checks: tuple[Finding, ..
 
 def _sentence(worst: Identified, images: _Images) -> str:
     return (
-        f"the right patient picked out of {CANDIDATES} in {told(worst.own, worst.alpha)} of trials; no attack can "
-        f"exceed {worst.bound:.1%}; without noise {worst.control.rate:.1%}; patches rebuilt with "
+        f"the right patient picked out of {CANDIDATES} in {told(worst.own, worst.alpha)} of trials; "
+        + (f"no attack can exceed {worst.bound:.1%}" if worst.bound < 1 else "nothing is guaranteed")
+        + f"; without noise {worst.control.rate:.1%}; patches rebuilt with "
         f"{images.noised.median:.0f} dB, where the average image has {images.noised.baseline:.0f} dB and an attack "
         f"without noise {images.ways[0].median:.0f} dB"
     )

@@ -246,7 +246,7 @@ def audit_run(
     plan, observer = _plan_of(run), observer or Observer()
     subject = Subject(plan, load_network(root, "start.safetensors"), run, quick, frozenset(only), observer, others)
     names = [name for name in AUDITS if name in (only or _usual(run))]
-    report = replace(_made(subject, names), notices=_notices(run))
+    report = replace(_made(subject, names), notices=_notices(run, names))
     return keep_report(report, root, list(AUDITS), run.facts().run)
 
 
@@ -308,7 +308,8 @@ def _check_names(only: Sequence[str], possible: dict[str, Audit]) -> None:
     for name in only:
         if name not in possible:
             why = "needs a run that is over" if name in AUDITS else "no such audit"
-            raise InputError(f"--only {name}: {why}; there are {', '.join(possible)}")
+            how = "; for several, give --only as often" if "," in name else ""
+            raise InputError(f"--only {name}: {why}{how}; there are {', '.join(possible)}")
 
 
 def _made(subject: Subject, names: Sequence[str]) -> Report:
@@ -345,8 +346,12 @@ def _not_done(name: str, why: str, *, local: bool = False) -> AuditResult:
     )
 
 
-def _notices(run: RunDirectory) -> tuple[str, ...]:
-    made_by = run.facts().version
-    if made_by == __version__:
+def _notices(run: RunDirectory, names: Sequence[str]) -> tuple[str, ...]:
+    """What a reader should know: these audits try the code that is installed, and another made the run."""
+    made_by, tried = run.facts().version, [name for name in names if name in _TRY_CODE]
+    if made_by == __version__ or not tried:
         return ()
-    return (f"the run was made by privfm {made_by}; mechanism and canaries tried the code of {__version__}",)
+    return (f"the run was made by privfm {made_by}, and the code of {__version__} was tried: {', '.join(tried)}",)
+
+
+_TRY_CODE = ("mechanism", "canaries", "property", "reconstruction")

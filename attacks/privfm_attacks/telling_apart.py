@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from privfm_attacks.pooling import auc
 
-__all__ = ["CONFIDENCE", "Progress", "ToldApart", "roc", "tell_apart"]
+__all__ = ["CONFIDENCE", "Progress", "ToldApart", "roc", "roc_band", "tell_apart"]
 
 CONFIDENCE = 0.99
 CHANCE = 0.01
@@ -91,3 +91,15 @@ def roc(
     """Return rates of false alarms with the shares found at them, for a drawing."""
     thresholds = np.quantile(np.concatenate([inside, outside]), np.linspace(1, 0, points))
     return [(float((outside >= each).mean()), float((inside >= each).mean())) for each in thresholds]
+
+
+def roc_band(
+    inside: Float[np.ndarray, " inside"], outside: Float[np.ndarray, " outside"], rng: np.random.Generator
+) -> tuple[tuple[float, float, float], ...]:
+    """Return, at rates of false alarms, the interval of the share found, at `CONFIDENCE` each, by bootstrap."""
+    alarms, found = np.linspace(0, 1, 41), []
+    for _ in range(RESAMPLES // 4):
+        one, two = (rng.choice(side, size=len(side)) for side in (inside, outside))
+        found.append([(one > threshold).mean() for threshold in np.quantile(two, 1 - alarms)])
+    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    return tuple((float(x), float(y), float(z)) for x, y, z in zip(alarms, low, high, strict=True))

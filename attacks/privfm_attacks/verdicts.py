@@ -42,15 +42,18 @@ class Plot:
 
     Args:
         title: what is shown.
-        x_label: the axis.
+        x_label, y_label: the axes.
         summary: what to see in it, in a sentence.
         curves: points by name.
+        band: of the first curve, its interval: (x, low, high).
     """
 
     title: str
     x_label: str
+    y_label: str
     summary: str
     curves: dict[str, list[tuple[float, float]]]
+    band: tuple[tuple[float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,11 @@ class AuditResult:
         return asdict(self)
 
     def shareable(self) -> AuditResult:
-        """What may leave the hospital: all of it, or of a local audit the verdict alone."""
+        """What may leave the hospital: all of it, or of a local audit its verdict and the checks that failed."""
         if not self.local:
             return self
-        sentence = "judged at the hospital, on patients' images; figures stay there, in hospitals/audit.json"
+        failed = ", ".join(dict.fromkeys(each.check for each in self.findings if not each.passed))
+        sentence = "judged at the hospital, on patients' images; figures stay there, in hospitals/audit.json" + (
+            f"; not passed: {failed}" if failed else ""
+        )
         return replace(self, sentence=sentence, findings=(), figures={}, plots=(), pictures=())

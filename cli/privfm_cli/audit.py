@@ -148,6 +148,11 @@ def _folder(run: Path) -> Path:
     return run.parent if run.is_file() else run
 
 
+def _name_of(run: Path) -> str:
+    """As a person calls it; the file that a folder's model is in is always called the same."""
+    return _folder(run.absolute()).name
+
+
 def _put_into_pages(run: Path, report: Report) -> None:
     from privfm_attacks.report import LOCAL
 
@@ -155,7 +160,7 @@ def _put_into_pages(run: Path, report: Report) -> None:
 
     folder = _folder(run)
     if any(result.local for result in report.audits) and (folder / LOCAL).exists():
-        say(f"figures of patients' images stay at the hospital: {write_audit_page(folder / LOCAL)}")
+        say(f"figures of patients' images stay at the hospital: {write_audit_page(folder / LOCAL, _name_of(run))}")
     if not (folder / "run.json").exists():
         return
     try:
@@ -165,6 +170,8 @@ def _put_into_pages(run: Path, report: Report) -> None:
 
 
 def _tell(report: Report) -> None:
+    for line in report.notices:
+        say(f"privfm: warning: {line}")
     newest = max((result.made for result in report.audits), default="")
     for result in report.audits:
         if result.made == newest:
@@ -172,8 +179,6 @@ def _tell(report: Report) -> None:
     for result in report.audits:
         if result.made != newest:
             show(f"{result.name}: {result.verdict}, as found {result.made}")
-    for line in report.notices:
-        say(f"privfm: warning: {line}")
     for line in report.left_out:
         show(f"left out by --quick: {line}")
 

@@ -36,8 +36,10 @@ class Finding(_Read):
 class _Plot(_Read):
     title: str
     x_label: str
+    y_label: str
     summary: str
     curves: Annotated[dict[str, list[tuple[Number, Number]]], Field(min_length=1, max_length=16)]
+    band: tuple[tuple[Number, Number, Number], ...] = ()
 
 
 class Picture(_Read):
@@ -54,6 +56,7 @@ class _Audit(_Read):
     sentence: str
     attacker: str
     null_means: str
+    made: str
     findings: tuple[Finding, ...]
     plots: tuple[_Plot, ...] = ()
     pictures: Annotated[tuple[Picture, ...], Field(max_length=32)] = ()
@@ -74,6 +77,7 @@ class AuditShown:
     sentence: str
     attacker: str
     null_means: str
+    made: str
     findings: tuple[Finding, ...]
     charts: tuple[LineChart, ...]
     pictures: tuple[Picture, ...]
@@ -108,7 +112,15 @@ def read_audits(path: Path) -> AuditsShown | None:
 
 def _shown(audit: _Audit) -> AuditShown:
     charts = tuple(
-        line_chart(plot.curves, title=plot.title, summary=plot.summary, x_label=plot.x_label) for plot in audit.plots
+        line_chart(
+            plot.curves,
+            title=plot.title,
+            summary=plot.summary,
+            x_label=plot.x_label,
+            y_label=plot.y_label,
+            band=plot.band,
+        )
+        for plot in audit.plots
     )
     return AuditShown(
         audit.name,
@@ -116,6 +128,7 @@ def _shown(audit: _Audit) -> AuditShown:
         audit.sentence,
         audit.attacker,
         audit.null_means,
+        audit.made[:10],
         audit.findings,
         charts,
         audit.pictures,

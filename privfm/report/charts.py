@@ -28,6 +28,7 @@ ROUND = "round"
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 40
 DIGIT, DIGITS_THAT_FIT = 8, 4
 LINE_HEIGHT = 260
+LABEL_HEIGHT = 16
 ROW_HEIGHT = 38
 LABELS_LEFT = 130
 WIDEST_STROKE, THINNEST_STROKE = 7.0, 2.0
@@ -80,6 +81,8 @@ class LineChart:
     width: int
     left: int
     x_label: str
+    y_label: str
+    band: str
     height: int = LINE_HEIGHT
     bottom: int = LINE_HEIGHT - BOTTOM
 
@@ -144,6 +147,8 @@ def line_chart(
     title: str,
     summary: str,
     x_label: str = ROUND,
+    y_label: str = "",
+    band: Sequence[tuple[float, float, float]] = (),
     reference: Reference | None = None,
     from_zero: bool = False,
     width: int = NARROW,
@@ -157,6 +162,8 @@ def line_chart(
         title: for whoever cannot see it, with `summary`.
         summary: what the curves do, in a sentence.
         x_label: what the axis across is; rounds are whole.
+        y_label: what the axis upwards is, where the title does not say so.
+        band: of the first curve, shaded: (x, low, high).
         reference: drawn as a dashed line.
         from_zero: whether the axis of values starts at 0.
         width: of the drawing, in pixels.
@@ -168,6 +175,7 @@ def line_chart(
         x_values = _whole(x_values)
     y_values = ticks(0.0 if from_zero else min(values), max(values))
     left = LEFT + DIGIT * max(0, max(len(f"{y:g}") for y in y_values) - DIGITS_THAT_FIT)
+    left += LABEL_HEIGHT if y_label else 0
     x_axis = _Axis(min(rounds), max(rounds), float(left), float(width - RIGHT))
     y_axis = _Axis(y_values[0], y_values[-1], float(LINE_HEIGHT - BOTTOM), float(TOP))
     return LineChart(
@@ -184,7 +192,14 @@ def line_chart(
         width=width,
         left=left,
         x_label=x_label,
+        y_label=y_label,
+        band=" ".join(f"{x_axis.at(x)},{y_axis.at(y)}" for x, y in _around(band)),
     )
+
+
+def _around(band: Sequence[tuple[float, float, float]]) -> list[tuple[float, float]]:
+    """The outline of a band: along its lower side, and back along its upper one."""
+    return [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
 
 
 def bar_chart(

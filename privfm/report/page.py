@@ -97,6 +97,8 @@ def _spending(run: RunDirectory) -> list[Figure]:
     if not run.result:
         return []
     hospitals = run.result["hospitals"]
+    if not run.plan.privacy.dp:
+        return [Figure("none", "", "guarantee: trained without noise"), _hospitals(run, hospitals)]
     most = max(hospital["epsilon"] for hospital in hospitals)
     return [
         Figure(
@@ -104,12 +106,13 @@ def _spending(run: RunDirectory) -> list[Figure]:
             f"of {short(run.plan.privacy.epsilon)}",
             f"the most that a hospital spent, per {run.plan.privacy.unit}, at delta {short(run.plan.privacy.delta)}",
         ),
-        Figure(
-            str(len(hospitals)),
-            "hospitals",
-            f"{sum(hospital['nominal_units'] for hospital in hospitals)} nominal {run.plan.privacy.unit}s in all",
-        ),
+        _hospitals(run, hospitals),
     ]
+
+
+def _hospitals(run: RunDirectory, hospitals: list[dict[str, Any]]) -> Figure:
+    nominal = sum(hospital["nominal_units"] for hospital in hospitals)
+    return Figure(str(len(hospitals)), "hospitals", f"{nominal} nominal {run.plan.privacy.unit}s in all")
 
 
 def _effort(run: RunDirectory) -> str:
@@ -118,7 +121,7 @@ def _effort(run: RunDirectory) -> str:
 
 
 def _epsilon_chart(run: RunDirectory) -> LineChart | None:
-    if not run.rounds:
+    if not run.rounds or not run.plan.privacy.dp:
         return None
     last, allowed = run.rounds[-1], run.plan.privacy.epsilon
     curves = {

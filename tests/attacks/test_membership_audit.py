@@ -13,7 +13,7 @@ from privfm_attacks.claims import Claim, allowed_auc
 from privfm_attacks.membership import MembershipEffort, audit_membership
 from privfm_attacks.overfitting import overfit
 from privfm_attacks.telling_apart import ToldApart, roc, tell_apart
-from privfm_attacks.verdicts import AuditResult, Verdict
+from privfm_attacks.verdicts import AuditResult, Plot, Verdict
 
 from privfm.data import ArrayPixels, load_images
 from privfm.dp.events import SampledGaussian
@@ -107,9 +107,9 @@ def test_sides_of_two_kinds_settle_nothing(overfitted: Network) -> None:
 @pytest.mark.parametrize(("low", "high", "passed"), [(0.40, 0.60, True), (0.40, 0.70, False), (0.46, 0.55, True)])
 def test_an_interval_is_short_or_all_within_what_is_allowed(low: float, high: float, passed: bool) -> None:
     told = ToldApart(auc=(low + high) / 2, low=low, high=high, p=0.5, found=0.1, alarms=0.1)
-    control = membership._Control(replace(told, auc=0.9), 1, (), np.zeros(0), np.zeros(0))
-    for claim, enough in ((Claim(0.65, True), passed), (Claim(), high - low <= 0.1)):
-        result = membership._judged(claim, told, told, control, [], local=False)
+    control = membership._Control(replace(told, auc=0.9), (), 1, (), np.zeros(0), np.zeros(0))
+    for claim, enough in ((Claim.of_guarantee(0.62, 0.0), passed), (Claim(), high - low <= 0.1)):
+        result = membership._judged(claim, told, told, control, Plot("", "", "", "", {}), local=False)
         assert ("enough patients" not in failed(result)) is enough
 
 

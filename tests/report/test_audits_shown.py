@@ -25,7 +25,17 @@ def audit(**changed: Any) -> dict[str, Any]:
         "null_means": "It shows no more.",
         "findings": [{"check": "bound within the claim", "passed": False, "detail": "9 of 8"}],
         "figures": {"bound": 9.0},
-        "plots": [{"title": "Scores", "x_label": "score", "summary": "apart", "curves": {"in": [[0.5, 1], [0.7, 2]]}}],
+        "made": "2026-01-02T03:04:05+00:00",
+        "plots": [
+            {
+                "title": "Scores",
+                "x_label": "score",
+                "y_label": "canaries",
+                "summary": "apart",
+                "curves": {"in": [[0.5, 1], [0.7, 2]]},
+                "band": [[0.5, 1.0, 1.5], [0.7, 1.8, 2.0]],
+            }
+        ],
         "pictures": [{"name": "best", "original": PIXEL, "rebuilt": PIXEL}],
         "local": False,
     } | changed
@@ -43,6 +53,9 @@ def test_the_page_tells_verdicts_checks_plots_and_pictures(tmp_path: Path) -> No
     assert "FAILED bound within the claim: 9 of 8" in html
     assert "at least epsilon = 9 &lt;b&gt;" in html
     assert 'text-anchor="middle">score</text>' in html
+    assert 'text-anchor="middle">canaries</text>' in html
+    assert len(html.partition('<polygon class="band s0" points="')[2].partition('"')[0].split()) == 4
+    assert "2026-01-02" in html
     assert html.count(PIXEL) == 2
     assert "Left out for want of time: half of the views." in html
 
@@ -57,7 +70,7 @@ def test_many_pictures_come_in_rows_of_eight(tmp_path: Path) -> None:
 def test_what_stays_at_the_hospital_is_a_page_of_its_own(tmp_path: Path) -> None:
     source = tmp_path / "audit.json"
     source.write_text(json.dumps({"audits": [audit(local=True)]}))
-    path = write_audit_page(source)
+    path = write_audit_page(source, "the run")
     html = path.read_text()
     assert path == tmp_path / "audit.html"
     assert path.stat().st_mode & 0o777 == 0o600
