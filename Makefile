@@ -36,7 +36,7 @@ check: install-dev  ## linters, types, import contracts, doctests, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test: check     ## what check does: linters, types, import contracts, doctests and tests
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from privfm.federation.announcement import Announcement, model_hash
 from privfm.federation.directory import RunDirectory, begun_plan, finished_rounds
 from privfm.federation.network import Learner, load_network, network_hash, trained
+from privfm.federation.notebook import Notebook
 from privfm.federation.records import RoundRecord
 from privfm.plan import Plan
-from privfm.secagg import Roster
+from privfm.secagg import Roster, some_of
 from privfm_attacks.participation import Participation
 
 __all__ = ["Log", "read_log"]
@@ -33,6 +34,7 @@ class Log:
         first: whether the first of them is the one that hospitals bound the first round to; None if it cannot be told.
         last: whether the last one is what the rounds led to; None while the run goes on.
         private: whether nobody can replay the hospitals' noise.
+        noted: what hospitals, where their notes are at hand, found suspicious about models that they received.
     """
 
     plan: Plan
@@ -42,6 +44,7 @@ class Log:
     first: bool | None = None
     last: bool | None = None
     private: bool = True
+    noted: tuple[str, ...] = ()
 
     @property
     def participation(self) -> Participation:
@@ -76,7 +79,19 @@ def read_log(directory: RunDirectory) -> Log:
         first=_is_first(learners[FIRST], records[0]) if records else None,
         last=None if last is None else torch.equal(trained(last.network), directory.load_checkpoint().model),
         private=directory.facts().private,
+        noted=tuple(_noted(directory, plan)),
     )
+
+
+def _noted(directory: RunDirectory, plan: Plan) -> Iterator[str]:
+    """By round, which hospitals found what."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for hospital in plan.hospitals:
+        for number, lines in Notebook(directory.own(hospital.id)).imprints():
+            for line in lines:
+                found.setdefault((number, line), []).append(hospital.id)
+    for (number, line), names in sorted(found.items()):
+        yield f"the model of round {number}, as {some_of(names)} received it: {line}"
 
 
 def _is_first(start: Learner, record: RoundRecord) -> bool:

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from privfm.federation.imprints import imprints
 from privfm.federation.records import RoundRecord
 from privfm_attacks.coordinator_log import Log
-from privfm_attacks.imprints import imprints
 from privfm_attacks.participation import Participation, Search, noise_factor, search
 from privfm_attacks.planting import planted
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
@@ -40,8 +40,9 @@ def audit_transcript(log: Log) -> AuditResult:
         sentence="; ".join([*(each.detail for each in broken), _isolated(log, found)]),
         attacker="one who reads the coordinator's log: every released sum, who was in it, the keys that were shown and "
         "the models that are kept; and who may be the coordinator",
-        null_means="It does not show that hospitals are run by different people, nor that a model between the first "
-        "and the last, known by its hash alone, was sound, nor that a layer is no trap which hides better.",
+        null_means="It does not show that hospitals are run by different people, nor that a layer is no trap which "
+        "hides better, nor, where hospitals' own notes are not at hand, that a model between first and last was "
+        "sound: the log has its hash alone.",
         findings=findings,
         figures={
             "sums": len(log.records),
@@ -163,6 +164,7 @@ def _bad_models(log: Log) -> Iterator[str]:
     for name, state in log.models.items():
         for line in imprints(state):
             yield f"{name}: {line}"
+    yield from log.noted
     if log.first is False:
         yield "the model that round 1 was bound to is not the one that is kept"
     if log.last is False:

@@ -15,7 +15,8 @@ from privfm.dp.coins import Coins
 from privfm.dp.ledger import Ledger
 from privfm.errors import InputError, LedgerError, ProtocolError, RolledBackError
 from privfm.federation.announcement import Announcement, model_hash
-from privfm.federation.network import Learner, network_hash, trained
+from privfm.federation.imprints import imprints
+from privfm.federation.network import Learner, network_hash, trained, weights_at
 from privfm.federation.notebook import Memory, Notebook
 from privfm.federation.planning import mechanism_of, round_spec, update_weight
 from privfm.federation.releases import Releases
@@ -84,6 +85,7 @@ class Hospital:
         self._run = self.membership.run.hex()
         self._start_hash = network_hash(self.learner.network)
         self._parameters = trained(self.learner.network).numel()
+        self._unsuspicious = frozenset(imprints(dict(self.learner.network.named_parameters())))
         mechanism = mechanism_of(self.plan, self.plan.hospital(self.name))
         self._releases = Releases(self.plan, mechanism, self.units, self.learner, self.coins, self.notebook)
 
@@ -239,11 +241,21 @@ class Hospital:
 
     def _compute(self, current: _Round, attempt: int) -> list[Float[Tensor, " _"]]:
         """Train, or drop out in the same words whatever the reason, which stays in the hospital's own notes."""
+        model = torch.from_numpy(current.announcement.model)
+        self._examine(model, current.number, attempt)
         try:
-            return self._releases.of_round(torch.from_numpy(current.announcement.model), current.number, attempt)
+            return self._releases.of_round(model, current.number, attempt)
         except InputError as error:
             self.notebook.note(round=current.number, attempt=attempt, error=str(error))
             raise ProtocolError(f"{self.name} cannot go on; its own notes say why", (self.name,)) from None
+
+    def _examine(self, model: Float[Tensor, " parameters"], number: int, attempt: int) -> None:
+        """Note a model that was made to lay images open. The guarantee holds whatever the model; trust may not."""
+        suspicious = [
+            line for line in imprints(weights_at(self.learner.network, model)) if line not in self._unsuspicious
+        ]
+        if suspicious:
+            self.notebook.note_imprints(number, attempt, suspicious)
 
     def _quantised(
         self, values: list[Float[Tensor, " _"]], current: _Round, attempt: int

@@ -91,6 +91,17 @@ def trained(network: nn.Module) -> Float[Tensor, " parameters"]:
     return parameters_to_vector(parameters).detach().float().cpu()
 
 
+def weights_at(network: nn.Module, vector: Float[Tensor, " parameters"]) -> dict[str, Tensor]:
+    """Return the network's parameters by name, the trainable ones as `vector` has them; the network stays as it is."""
+    weights, start = {}, 0
+    for name, parameter in network.named_parameters():
+        weights[name] = parameter.detach()
+        if parameter.requires_grad:
+            weights[name] = vector[start : start + parameter.numel()].reshape(parameter.shape)
+            start += parameter.numel()
+    return weights
+
+
 def write_trained(network: nn.Module, vector: Float[Tensor, " parameters"], *, refresh: bool = True) -> None:
     """Put a copy of `vector` into the trainable parameters, and let a teacher catch up unless told otherwise.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,21 @@ class Notebook:
     def keep_clip_norm(self, clip_norm: float) -> None:
         """Keep an adapted clip norm over restarts. Any older one is as private; this one is only nearer."""
         write_atomic(self._clip_norm, json.dumps({"clip_norm": clip_norm}).encode(), mode=0o600)
+
+    def note_imprints(self, number: int, attempt: int, lines: Sequence[str]) -> None:
+        """Keep what is suspicious about the model that a round was to start from."""
+        self.note(round=number, attempt=attempt, imprints=list(lines))
+
+    def imprints(self) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Yield the rounds whose models were suspicious, and why; a line that a crash cut off is passed over."""
+        if not self._notes.exists():
+            return
+        with self._notes.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                with suppress(ValueError):
+                    match json.loads(line):
+                        case {"round": int(number), "imprints": [*lines]}:
+                            yield number, tuple(map(str, lines))
 
     def note(self, **facts: Any) -> None:
         """Append a line of local facts: losses, counts. They are the hospital's own."""

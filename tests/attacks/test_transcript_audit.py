@@ -16,6 +16,7 @@ from privfm_attacks.transcript import audit_transcript
 from privfm_attacks.verdicts import AuditResult, Verdict
 
 from privfm.federation.directory import RunDirectory
+from privfm.federation.notebook import Notebook
 from privfm.federation.planning import complete_plan
 from privfm.federation.records import RoundRecord
 from privfm.federation.training import train
@@ -118,6 +119,10 @@ PLANTED: dict[str, tuple[str, Callable[[], Log]]] = {
     "an imprint": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(1.0)})),
     "half an imprint": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(0.5)})),
     "two rows alike": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(2 / 32)})),
+    "an imprint that hospitals noted": (
+        "models",
+        lambda: log_of(*ORDINARY, noted=("the model of round 3, as a, b received it: embed: 5 of 5 rows",)),
+    ),
     "another start": ("models", lambda: log_of(*ORDINARY, first=False)),
     "another end": ("models", lambda: log_of(*ORDINARY, last=False)),
     "known noise": ("combinations", lambda: log_of(*ORDINARY, record(7, "abcdef"), private=False)),
@@ -208,6 +213,21 @@ def test_a_start_that_was_exchanged_is_found(run: RunDirectory, tmp_path: Path) 
         assert read_log(run).first is False
     finally:
         start.write_bytes(kept)
+
+
+def test_what_hospitals_noted_of_a_model_is_told(run: RunDirectory) -> None:
+    notes = [run.own(hospital.id) / "local.jsonl" for hospital in run.plan.hospitals[:2]]
+    kept = [path.read_text() for path in notes]
+    for path in notes:
+        Notebook(path.parent).note_imprints(2, 0, ["embed: 5 of 5 rows are multiples of others"])
+    try:
+        result = audit_transcript(read_log(run))
+    finally:
+        for path, text in zip(notes, kept, strict=True):
+            path.write_text(text)
+    names = ", ".join(hospital.id for hospital in run.plan.hospitals[:2])
+    assert result.verdict is Verdict.LEAK
+    assert f"the model of round 2, as {names} received it: embed: 5 of 5 rows" in result.sentence
 
 
 def test_records_from_before_keys_were_kept(run: RunDirectory) -> None:

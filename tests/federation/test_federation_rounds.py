@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from privfm.dp.coins import InjectedCoins
 from privfm.errors import BudgetExceeded, DataError, LedgerError, ProtocolError
@@ -20,7 +22,7 @@ from privfm.federation.cohort import gather_cohort
 from privfm.federation.directory import RunDirectory, new_run
 from privfm.federation.engines.local import LocalEngine
 from privfm.federation.hospital import Hospital
-from privfm.federation.network import build_learner, network_hash, trained
+from privfm.federation.network import Learner, build_learner, network_hash, trained, weights_at, write_trained
 from privfm.federation.notebook import Notebook
 from privfm.federation.planning import complete_plan, round_spec
 from privfm.federation.recovering import recover_hospital
@@ -429,3 +431,44 @@ def test_a_loss_is_summed_beside_the_update_and_kept_for_a_retry(
         assert again.loss == first.loss
         np.testing.assert_array_equal(again.total, first.total)
         assert federation.charged() == [3] * 5
+
+
+def imprinted(learner: Learner) -> np.ndarray:
+    """A model whose patches all measure brightness, each against a threshold of its own."""
+    network = copy.deepcopy(learner.network)
+    weight = next(value for name, value in network.named_parameters() if name.endswith(".weight") and value.dim() > 1)
+    with torch.no_grad():
+        weight.copy_(torch.linspace(1, 2, len(weight)).reshape(-1, *(1,) * (weight.dim() - 1)).expand_as(weight))
+    return trained(network).numpy()
+
+
+def test_hospitals_note_a_model_that_lays_images_open(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = tiny_plan(
+        data={"hospitals": 5, "patients": 40},
+        model={"trainable": "all"},
+        federation={"rounds": 4, "local_steps": 2, "retry_rounds": 2},
+        evaluation={"probe": False},
+    )
+    with Federation(plan, tmp_path / "run").opened() as federation:
+        notebooks = [hospital.notebook for hospital in federation.hospitals.values()]
+        federation.play(1)
+        assert [list(notebook.imprints()) for notebook in notebooks] == [[]] * 5
+        federation.model = imprinted(federation.learner)
+        federation.play(2)
+        for notebook in notebooks:
+            ((number, lines),) = notebook.imprints()
+            assert number == 2
+            assert "rows are multiples of others" in lines[0]
+    notes = tmp_path / "run" / "hospitals" / next(iter(federation.hospitals)) / "local.jsonl"
+    with notes.open("a") as file:
+        file.write('{"round": 3, "impr')
+    assert len(list(Notebook(notes.parent).imprints())) == 1
+
+
+def test_examining_a_model_leaves_the_network_alone(tiny_plan: Callable[..., Plan]) -> None:
+    learner = build_learner(complete_plan(five(tiny_plan), {HospitalId(name): 9 for name in "abc"}, 1.0))
+    before, changed = trained(learner.network), torch.randn(len(trained(learner.network)))
+    weights = weights_at(learner.network, changed)
+    assert torch.equal(trained(learner.network), before)
+    write_trained(learner.network, changed)
+    assert all(torch.equal(value, weights[name]) for name, value in learner.network.named_parameters())

@@ -27,7 +27,8 @@ SHORTEST, SHORTEST_FIRST = 16, 4
 FEW = 8
 """A first layer that has less than one in so many of the directions that it could have is degenerate."""
 
-ROWS = 1024
+BESIDE = 4
+"""Places in a sorted order between which parallel rows are looked for; others may lie between two by chance."""
 
 
 def imprints(state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -74,14 +75,18 @@ def _multiples(parallel: Tensor, bias: Tensor | None, rows: int) -> Iterator[str
 
 
 def _parallel(rows: Float[Tensor, "rows numbers"]) -> Tensor:
-    """[rows] whether another row is a multiple of it; rows of zeros are nobody's."""
+    """[rows] whether another row is a multiple of it; rows of zeros are nobody's.
+
+    Parallel rows lie beside each other when sorted by how long they are along any one direction.
+    """
     alive = torch.linalg.vector_norm(rows, dim=1) > 0
-    units, found = functional.normalize(rows.double(), dim=1, eps=1e-300).float(), torch.zeros(len(rows)).bool()
-    for start in range(0, len(rows), ROWS):
-        part = slice(start, start + ROWS)
-        cosines = (units[part] @ units.T).abs_()
-        cosines.diagonal(start).zero_()
-        found[part] = (cosines > 1 - TOLERANCE).any(dim=1)
+    units, found = functional.normalize(rows.double(), dim=1, eps=1e-300), torch.zeros(len(rows)).bool()
+    along = units @ torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    order = along.abs().argsort()
+    for apart in range(1, min(BESIDE, len(rows) - 1) + 1):
+        one, two = order[:-apart], order[apart:]
+        alike = (units[one] * units[two]).sum(dim=1).abs() > 1 - TOLERANCE
+        found[one[alike]] = found[two[alike]] = True
     return torch.logical_and(found, alive)
 
 
