@@ -30,6 +30,9 @@ FEW = 8
 BESIDE = 4
 """Places in a sorted order between which parallel rows are looked for; others may lie between two by chance."""
 
+NEAR = 1e-4
+"""How far parallel rows can be apart along a direction by rounding; numbers along it are about 1 in size."""
+
 
 def imprints(state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return what is suspicious about a network's weights, a line for each layer; nothing about ordinary ones.
@@ -79,15 +82,17 @@ def _parallel(rows: Float[Tensor, "rows numbers"]) -> Tensor:
 
     Parallel rows lie beside each other when sorted by how long they are along any one direction.
     """
-    alive = torch.linalg.vector_norm(rows, dim=1) > 0
-    units, found = functional.normalize(rows.double(), dim=1, eps=1e-300), torch.zeros(len(rows)).bool()
-    along = units @ torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    order = along.abs().argsort()
+    rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-38)  # so that no length overflows
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    along = (rows @ torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0))).abs() / lengths
+    order, found = along.argsort(), torch.zeros(len(rows)).bool()
     for apart in range(1, min(BESIDE, len(rows) - 1) + 1):
         one, two = order[:-apart], order[apart:]
-        alike = (units[one] * units[two]).sum(dim=1).abs() > 1 - TOLERANCE
+        near = along[two] - along[one] < NEAR
+        one, two = one[near], two[near]
+        alike = functional.cosine_similarity(rows[one].double(), rows[two].double()).abs() > 1 - TOLERANCE
         found[one[alike]] = found[two[alike]] = True
-    return torch.logical_and(found, alive)
+    return torch.logical_and(found, lengths > 0)
 
 
 def _degenerate(rows: Float[Tensor, "rows numbers"]) -> Iterator[str]:

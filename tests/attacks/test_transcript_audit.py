@@ -118,6 +118,10 @@ PLANTED: dict[str, tuple[str, Callable[[], Log]]] = {
     "companions": ("cohorts", lambda: log_of(record(1), record(2, "a"))),
     "an imprint": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(1.0)})),
     "half an imprint": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(0.5)})),
+    "an imprint of huge weights": (
+        "models",
+        lambda: log_of(*ORDINARY, models={"start": {key: 1e30 * value for key, value in imprint(0.5).items()}}),
+    ),
     "two rows alike": ("models", lambda: log_of(*ORDINARY, models={"start": imprint(2 / 32)})),
     "an imprint that hospitals noted": (
         "models",
