@@ -131,7 +131,7 @@ def plot_of(one: Identified, plan: Plan) -> Plot:
     levels = {"picked": one.own.rate, "picked with half the noise": one.halved.rate, "with none": one.control.rate}
     return Plot(
         f"The right patient picked out of {CANDIDATES}",
-        "epsilon of the guarantee that is read off the accountant's curve",
+        "epsilon, by the accountant's curve",
         "share of trials",
         "the accountant gives a delta for every epsilon, and each of these pairs bounds how often anybody can be "
         "right: the lowest point of the curve is the most that any attack can reach, the level lines are what was",

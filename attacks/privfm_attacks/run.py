@@ -68,7 +68,7 @@ class Audit:
         attempt: makes it.
         about: what it asks, in a few words.
         of_plans: whether a plan alone can be audited.
-        seconds: that it takes on two cores for the default run; a rough guide.
+        seconds, quick_seconds: that it takes on two cores for the default run, whole and with `--quick`; a rough guide.
         left_out: what `--quick` does without.
     """
 
@@ -76,6 +76,7 @@ class Audit:
     about: str
     of_plans: bool
     seconds: int
+    quick_seconds: int
     left_out: str = ""
 
 
@@ -173,15 +174,22 @@ def _reconstruction(subject: Subject) -> AuditResult:
 
 
 AUDITS = {
-    "mechanism": Audit(_mechanism, "does the code do what it declares, on units whose gradients are known", True, 20),
+    "mechanism": Audit(
+        _mechanism, "does the code do what it declares, on units whose gradients are known", True, 20, 20
+    ),
     "canaries": Audit(
-        lambda subject: audit_canaries(subject.plan), "what made-up units let one see of epsilon, at least", True, 20
+        lambda subject: audit_canaries(subject.plan),
+        "what made-up units let one see of epsilon, at least",
+        True,
+        20,
+        20,
     ),
     "membership": Audit(
         _membership,
         "who was trained on, by the encoder alone",
         False,
         180,
+        60,
         "membership: 260 patients in place of 400, half of their images and views, a shorter control",
     ),
     "property": Audit(
@@ -189,12 +197,14 @@ AUDITS = {
         "which hospitals have a property, by the sums",
         True,
         120,
+        30,
         "property: 10 federations in place of 20",
     ),
     "reconstruction": Audit(
         _reconstruction,
         "which patient is in the data, and what images can be had back from updates",
         True,
+        90,
         30,
         "reconstruction: gradient inversion, half of the images",
     ),
@@ -203,6 +213,7 @@ AUDITS = {
         "is a run that was trained again like one that never saw who asked out",
         False,
         60,
+        30,
         "forget: half of the time for each model of its control",
     ),
     "transcript": Audit(
@@ -210,8 +221,9 @@ AUDITS = {
         "what the coordinator's own log gives away",
         False,
         5,
+        5,
     ),
-    "ledgers": Audit(_ledgers, "do ledgers match what the run left", False, 5),
+    "ledgers": Audit(_ledgers, "do ledgers match what the run left", False, 5, 5),
 }
 """In the order in which they run."""
 
@@ -317,7 +329,8 @@ def _made(subject: Subject, names: Sequence[str]) -> Report:
     if threads:
         torch.set_num_threads(threads)
     for name in names:
-        subject.observer.stage(f"auditing: {name} (about {AUDITS[name].seconds} s for a small run)")
+        seconds = AUDITS[name].quick_seconds if subject.quick else AUDITS[name].seconds
+        subject.observer.stage(f"auditing: {name} (about {seconds} s for a small run)")
         try:
             results.append(AUDITS[name].attempt(subject))
         except (PrivfmError, OSError) as error:
