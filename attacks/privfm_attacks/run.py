@@ -174,12 +174,10 @@ def _reconstruction(subject: Subject) -> AuditResult:
 
 
 AUDITS = {
-    "mechanism": Audit(
-        _mechanism, "does the code do what it declares, on units whose gradients are known", True, 20, 20
-    ),
+    "mechanism": Audit(_mechanism, "does the code do what it declares, on units with known gradients", True, 20, 20),
     "canaries": Audit(
         lambda subject: audit_canaries(subject.plan),
-        "what made-up units let one see of epsilon, at least",
+        "what epsilon made-up units show, at least",
         True,
         20,
         20,
