@@ -97,14 +97,18 @@ class Identified:
                 f"{name}: without noise to speak of in {told(self.control, self.alpha)}, and in "
                 f"{self.control.rate_of_drawn:.1%} of the trials in which the patient took part",
             ),
-            Finding(
-                "room above the bound",
-                self.room,
-                f"{name}: without noise who takes part at random is picked in {self.highest:.1%} at most, and "
-                f"{self.bound:.1%} is allowed"
-                + ("" if self.room else ", so that no success could break it: ask for a smaller epsilon"),
-            ),
+            *self._room_told(),
         )
+
+    def _room_told(self) -> Iterator[Finding]:
+        """Nothing to tell of where the attack has succeeded."""
+        if not self.leaks:
+            detail = (
+                f"{self.hospital.id}: without noise who takes part at random is picked in {self.highest:.1%} at most, "
+                f"and {self.bound:.1%} is allowed"
+            )
+            advice = "" if self.room else ", so that no success could break it: a smaller epsilon would"
+            yield Finding("room above the bound", self.room, detail + advice)
 
 
 def identify(plan: Plan, hospital: HospitalPlan, most: int, alpha: float) -> Identified:

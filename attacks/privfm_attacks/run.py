@@ -66,14 +66,12 @@ class Audit:
 
     Args:
         attempt: makes it.
-        about: what it asks, in a few words.
         of_plans: whether a plan alone can be audited.
         seconds, quick_seconds: that it takes on two cores for the default run, whole and with `--quick`; a rough guide.
         left_out: what `--quick` does without.
     """
 
     attempt: Callable[[Subject], AuditResult]
-    about: str
     of_plans: bool
     seconds: int
     quick_seconds: int
@@ -174,17 +172,10 @@ def _reconstruction(subject: Subject) -> AuditResult:
 
 
 AUDITS = {
-    "mechanism": Audit(_mechanism, "does the code do what it declares, on units with known gradients", True, 20, 20),
-    "canaries": Audit(
-        lambda subject: audit_canaries(subject.plan),
-        "what epsilon made-up units show, at least",
-        True,
-        20,
-        20,
-    ),
+    "mechanism": Audit(_mechanism, True, 20, 20),
+    "canaries": Audit(lambda subject: audit_canaries(subject.plan), True, 20, 20),
     "membership": Audit(
         _membership,
-        "who was trained on, by the encoder alone",
         False,
         180,
         60,
@@ -192,7 +183,6 @@ AUDITS = {
     ),
     "property": Audit(
         _property,
-        "which hospitals have a property, by the sums",
         True,
         120,
         30,
@@ -200,7 +190,6 @@ AUDITS = {
     ),
     "reconstruction": Audit(
         _reconstruction,
-        "which patient is in the data, and what images can be had back from updates",
         True,
         90,
         30,
@@ -208,20 +197,13 @@ AUDITS = {
     ),
     "forget": Audit(
         _forget,
-        "is a run that was trained again like one that never saw who asked out",
         False,
         60,
         30,
         "forget: half of the time for each model of its control",
     ),
-    "transcript": Audit(
-        lambda subject: audit_transcript(read_log(_run_of(subject))),
-        "what the coordinator's own log gives away",
-        False,
-        5,
-        5,
-    ),
-    "ledgers": Audit(_ledgers, "do ledgers match what the run left", False, 5, 5),
+    "transcript": Audit(lambda subject: audit_transcript(read_log(_run_of(subject))), False, 5, 5),
+    "ledgers": Audit(_ledgers, False, 5, 5),
 }
 """In the order in which they run."""
 

@@ -183,11 +183,23 @@ def _tell(report: Report) -> None:
         show(f"left out by --quick: {line}")
 
 
+def _failed(result: AuditResult) -> list[str]:
+    """Failed checks, the first of each kind at length: hospitals with numbers of their own often fail alike."""
+    by_check: dict[str, list[str]] = {}
+    for finding in result.findings:
+        if not finding.passed:
+            by_check.setdefault(finding.check, []).append(finding.detail)
+    return [
+        f"FAILED {check}: {first}" + (f"; and {len(more)} more, in audit.json" if more else "")
+        for check, (first, *more) in by_check.items()
+    ]
+
+
 def _tell_one(result: AuditResult) -> None:
     show(f"{result.name}: {result.verdict}")
     for line in (
         result.sentence,
-        *(f"FAILED {each.check}: {each.detail}" for each in result.findings if not each.passed),
+        *_failed(result),
         f"Assumed: {result.attacker}.",
         *([] if result.verdict == "LEAK" else [result.null_means]),
     ):

@@ -68,7 +68,7 @@ def test_a_sound_plan_passes_beside_its_controls() -> None:
     json.dumps(result.to_json(), allow_nan=False)
     assert sum("sums a member's image fits better" in finding.detail for finding in result.findings) == 1
     (plot,) = result.plots
-    assert min(rate for _, rate in plot.curves["allowed"]) == pytest.approx(figures["bound"], rel=0.02)
+    assert min(rate for _, rate in plot.curves["no attack beyond"]) == pytest.approx(figures["bound"], rel=0.02)
     assert plot.curves["picked"][0][1] == figures["rate"]
     assert len(result.pictures) == 16
     assert float(result.pictures[0].name.split()[-2]) > CLEAR > float(result.pictures[-1].name.split()[-2])
