@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from privfm import __version__
 from privfm.data import ImageSet, load_images
 from privfm.errors import InputError, PrivfmError, RunError
 from privfm.federation.cohort import Cohort, gather_cohort
-from privfm.federation.directory import RunDirectory
+from privfm.federation.directory import RunDirectory, RunFacts
 from privfm.federation.forgotten import read_forgotten, read_origin
 from privfm.federation.network import Learner, build_learner, load_network
 from privfm.federation.observer import Observer
@@ -32,7 +33,7 @@ from privfm_attacks.property import audit_property
 from privfm_attacks.reconstruction import ReconstructionEffort, audit_reconstruction
 from privfm_attacks.report import LOCAL, Report, keep_report
 from privfm_attacks.transcript import audit_transcript
-from privfm_attacks.verdicts import AuditResult, Finding, Verdict
+from privfm_attacks.verdicts import AuditResult, Finding, Verdict, not_done
 
 __all__ = ["AUDITS", "Audit", "Subject", "audit_file", "audit_run", "rehearse"]
 
@@ -136,14 +137,15 @@ _QUICK_MEMBERSHIP = MembershipEffort(patients=260, images=2, draws=4, control_st
 def _membership(subject: Subject) -> AuditResult:
     run, plan = _run_of(subject), subject.plan
     if _of_people(plan) and "membership" not in subject.asked:
-        return _not_done(
+        return not_done(
             "membership", "it reads patients' images in the clear; a hospital asks for it by name, with --only"
         )
     effort = _QUICK_MEMBERSHIP if subject.quick else MembershipEffort()
     learner = load_network(run.root, "network.safetensors")
     cohort = gather_cohort(plan, read_forgotten(run))
     others = None if subject.others is None else _others(subject.others, plan, cohort)
-    return audit_membership(learner, subject.learner, cohort, effort, subject.observer.progress, others)
+    result = audit_membership(learner, subject.learner, cohort, effort, subject.observer.progress, others)
+    return replace(result, local=result.local or others is not None)
 
 
 def _others(folder: Path, plan: Plan, cohort: Cohort) -> ImageSet:
@@ -157,7 +159,7 @@ def _others(folder: Path, plan: Plan, cohort: Cohort) -> ImageSet:
 def _forget(subject: Subject) -> AuditResult:
     run, plan = _run_of(subject), subject.plan
     if _of_people(plan) and "forget" not in subject.asked:
-        return _not_done(
+        return not_done(
             "forget", "it reads images of patients, of who asked out too; a hospital asks for it by name, with --only"
         )
     cohort = gather_cohort(plan, read_forgotten(run))
@@ -234,12 +236,21 @@ def audit_run(
         VerificationError: the plan in the folder is not the one that the run was begun with.
     """
     _check_names(only, AUDITS)
-    run = RunDirectory.existing(root)
-    plan, observer = _plan_of(run), observer or Observer()
-    subject = Subject(plan, load_network(root, "start.safetensors"), run, quick, frozenset(only), observer, others)
-    names = [name for name in AUDITS if name in (only or _usual(run))]
-    report = replace(_made(subject, names), notices=_notices(run, names))
-    return keep_report(report, root, list(AUDITS), run.facts().run)
+    run, observer = RunDirectory.existing(root), observer or Observer()
+    with _not_too_deep(root):
+        plan, start, facts = _plan_of(run), load_network(root, "start.safetensors"), run.facts()
+        names = [name for name in AUDITS if name in (only or _usual(run))]
+    subject = Subject(plan, start, run, quick, frozenset(only), observer, others)
+    report = replace(_made(subject, names), notices=_notices(facts, names))
+    return keep_report(report, root, list(AUDITS), facts.run)
+
+
+@contextmanager
+def _not_too_deep(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise RunError(f"{root}: a file is nested as no run writes it; the run's folder is damaged") from None
 
 
 def _plan_of(run: RunDirectory) -> Plan:
@@ -265,7 +276,7 @@ def audit_file(model: ModelFile, *, quick: bool = False, observer: Observer | No
         raise InputError(f"{model.folder}: is a run's folder, of which all can be audited; leave --data out")
     effort, observer = _QUICK_MEMBERSHIP if quick else MembershipEffort(), observer or Observer()
     observer.stage(f"auditing: membership (about {240 if quick else 600} s)")
-    result = audit_model(model, effort, observer)
+    result = replace(_unbroken("membership", lambda: audit_model(model, effort, observer), local=True), quick=quick)
     others = ", ".join(name for name in AUDITS if name != "membership")
     notice = f"of a model alone membership is all that can be audited; not done, for want of its run: {others}"
     report = Report((result,), (notice,), (AUDITS["membership"].left_out,) if quick else ())
@@ -311,12 +322,28 @@ def _made(subject: Subject, names: Sequence[str]) -> Report:
     for name in names:
         seconds = AUDITS[name].quick_seconds if subject.quick else AUDITS[name].seconds
         subject.observer.stage(f"auditing: {name} (about {seconds} s for a small run)")
-        try:
-            results.append(AUDITS[name].attempt(subject))
-        except (PrivfmError, OSError) as error:
-            results.append(_not_done(name, str(error), local=name in _READS_IMAGES and _of_people(subject.plan)))
+        local = name in _READS_IMAGES and (_of_people(subject.plan) or subject.others is not None)
+        result = _tried(name, lambda name=name: AUDITS[name].attempt(subject), local=local)  # type: ignore[misc]
+        results.append(replace(result, quick=subject.quick and bool(AUDITS[name].left_out)))
     left_out = [AUDITS[name].left_out for name in names if subject.quick and AUDITS[name].left_out]
     return Report(tuple(results), (), tuple(left_out))
+
+
+def _tried(name: str, attempt: Callable[[], AuditResult], *, local: bool) -> AuditResult:
+    """Return what an audit found, or that it could not be carried out: the others' results are kept all the same."""
+    try:
+        return _unbroken(name, attempt, local=local)
+    except (PrivfmError, OSError) as error:
+        return not_done(name, str(error), local=local)
+
+
+def _unbroken(name: str, attempt: Callable[[], AuditResult], *, local: bool) -> AuditResult:
+    """The same, where what is wrong with files and flags is for the caller to tell."""
+    try:
+        return attempt().finite()
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+        told = " ".join(str(error).split())[:200]
+        return not_done(name, f"broke off: {type(error).__name__}: {told}", local=local)
 
 
 _READS_IMAGES = ("membership", "forget")
@@ -327,21 +354,9 @@ def _of_people(plan: Plan) -> bool:
     return plan.data.source not in BUILT_IN
 
 
-def _not_done(name: str, why: str, *, local: bool = False) -> AuditResult:
-    return AuditResult(
-        name=name,
-        verdict=Verdict.INCONCLUSIVE,
-        sentence=f"not done: {why}",
-        attacker="none was tried",
-        null_means="It shows nothing.",
-        findings=(),
-        local=local,
-    )
-
-
-def _notices(run: RunDirectory, names: Sequence[str]) -> tuple[str, ...]:
+def _notices(facts: RunFacts, names: Sequence[str]) -> tuple[str, ...]:
     """What a reader should know: these audits try the code that is installed, and another made the run."""
-    made_by, tried = run.facts().version, [name for name in names if name in _TRY_CODE]
+    made_by, tried = facts.version, [name for name in names if name in _TRY_CODE]
     if made_by == __version__ or not tried:
         return ()
     return (f"the run was made by privfm {made_by}, and the code of {__version__} was tried: {', '.join(tried)}",)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from privfm_attacks import run as audit_run_module
 from privfm_attacks.run import AUDITS, Subject
+from privfm_attacks.verdicts import AuditResult, Verdict
 from privfm_cli.main import main
 
-from privfm.errors import ModelError
+from privfm.errors import ModelError, RunError
 from privfm.federation.directory import RunDirectory, begun_plan
 from privfm.federation.observer import Observer
 from privfm.federation.training import train
@@ -39,7 +42,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_found_yet(run: Path) -> None:
     """What an earlier test's audits found would be beside this one's."""
-    (run / "audit.json").unlink(missing_ok=True)
+    for path in run.glob("audit.json*"):
+        path.unlink()
 
 
 QUICK = ("mechanism", "canaries", "transcript", "ledgers")
@@ -92,7 +96,13 @@ def test_what_was_found_before_stays_until_it_is_looked_at_again(run: Path, caps
     assert "transcript: not passed; do not publish" in printed.err
     assert "LEAK" in (run / "report.html").read_text()
     path.write_text("[]")  # no audit wrote that
+    assert main(["audit", str(run), "--only", "transcript"]) == 4
+    told = capsys.readouterr().err
+    assert "earlier audits could not be read" in told
+    assert "earlier audits: not passed; do not publish" in told
+    assert (run / "audit.json.damaged").read_text() == "[]"
     assert main(["audit", str(run), "--only", "transcript"]) == 0
+    assert "earlier audits could not be read" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -146,6 +156,59 @@ def test_what_is_told_of_own_images_stays_at_the_hospital(run: Path, tmp_path: P
     assert "elsewhere" in result.sentence
     assert result.local
     assert "elsewhere" not in json.dumps(result.shareable().to_json())
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, OverflowError, IndexError, RecursionError, RuntimeError])
+def test_an_audit_that_breaks_off_leaves_the_others_be(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[Exception]
+) -> None:
+    def broken(*args: object) -> None:
+        raise error("no such\nrow")
+
+    monkeypatch.setattr("privfm_attacks.run.audit_transcript", broken)
+    assert main(["audit", str(run), "--only", "transcript", "--only", "ledgers"]) == 0
+    printed = capsys.readouterr().out
+    assert f"transcript: INCONCLUSIVE\n  not done: broke off: {error.__name__}: no such row" in printed
+    assert "ledgers: NO LEAK DETECTED" in printed
+
+
+def test_what_is_told_of_people_held_out_stays_at_the_hospital(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is of made-up patients, but those whom it is compared with are not."""
+    folder = tmp_path / "others" / "Doe_Jane_1963"
+    folder.mkdir(parents=True)
+    Image.new("L", (16, 16)).save(folder / "a.png")
+    sound = AuditResult("membership", Verdict.NO_LEAK_DETECTED, "0.5", "one", "", (), {"auc": 0.5})
+    monkeypatch.setattr("privfm_attacks.run.audit_membership", lambda *_: sound)
+    arguments = ["audit", str(run), "--only", "membership", "--held-out", str(tmp_path / "others")]
+    assert main(arguments) == 0
+    (told,) = json.loads((run / "audit.json").read_text())["audits"]
+    assert (told["local"], told["figures"]) == (True, {})
+    (folder / "a.png").write_bytes(b"no image")
+    (run / "audit.json").unlink()
+    assert main(arguments) == 0
+    told = (run / "audit.json").read_text()
+    assert "not done; why is told at the hospital" in told
+    assert "Doe" not in told
+    assert "Doe" in (run / "hospitals" / "audit.json").read_text()
+    (run / "hospitals" / "audit.json").unlink()
+
+
+def test_only_what_quick_leaves_something_out_of_was_tried_less(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = AuditResult("property", Verdict.NO_LEAK_DETECTED, "0.5", "one", "", ())
+    monkeypatch.setattr("privfm_attacks.run.audit_property", lambda *_: sound)
+    assert main(["audit", str(run), "--only", "property", "--only", "transcript", "--quick"]) == 0
+    told = json.loads((run / "audit.json").read_text())["audits"]
+    assert {each["name"]: each["quick"] for each in told} == {"property": True, "transcript": False}
+
+
+@pytest.mark.parametrize("name", ["run.json", "rounds.jsonl", "roster.json"])
+def test_a_file_that_is_nested_without_end_is_a_line(run: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / name).write_text("[" * 200_000)
+    with pytest.raises(RunError, match="damaged") if name == "run.json" else nullcontext():
+        audit_run_module.audit_run(tmp_path / "run", ["transcript", "ledgers"])
 
 
 def test_records_that_ledgers_do_not_know_are_a_leak(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
