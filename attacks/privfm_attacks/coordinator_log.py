@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from privfm.errors import RunError, VerificationError
 from privfm.federation.announcement import Announcement, model_hash
-from privfm.federation.directory import RunDirectory, begun_plan, finished_rounds
+from privfm.federation.directory import RunDirectory, begun_plan
 from privfm.federation.network import Learner, load_network, network_hash, trained
 from privfm.federation.notebook import Notebook
 from privfm.federation.records import RoundRecord
@@ -28,13 +29,14 @@ class Log:
 
     Args:
         plan: complete.
-        records: of finished rounds.
+        records: all that there are, in the order in which they were written; of finished rounds and what lies beside.
         members: names in the roster.
         models: the weights that are kept of the models that were broadcast, by the name of the file.
         first: whether the first of them is the one that hospitals bound the first round to; None if it cannot be told.
         last: whether the last one is what the rounds led to; None while the run goes on.
         private: whether nobody can replay the hospitals' noise.
         noted: what hospitals, where their notes are at hand, found suspicious about models that they received.
+        finished: how many rounds the checkpoint says are over; None where there is none to ask.
     """
 
     plan: Plan
@@ -45,6 +47,7 @@ class Log:
     last: bool | None = None
     private: bool = True
     noted: tuple[str, ...] = ()
+    finished: int | None = None
 
     @property
     def participation(self) -> Participation:
@@ -66,9 +69,10 @@ def read_log(directory: RunDirectory) -> Log:
 
     Raises:
         RunError: a file is missing or damaged.
-        VerificationError: the plan is not the one that the run was begun with.
+        VerificationError: the plan is not the one that the run was begun with, or a finished round has no record.
     """
-    plan, records = begun_plan(directory), tuple(finished_rounds(directory))
+    plan, checkpoint = begun_plan(directory), directory.load_checkpoint()
+    records = _records(directory, checkpoint.rounds)
     learners = {name: load_network(directory.root, name) for name in (FIRST, LAST) if (directory.root / name).exists()}
     last = learners.get(LAST)
     return Log(
@@ -77,21 +81,35 @@ def read_log(directory: RunDirectory) -> Log:
         members=frozenset(Roster.from_json(directory.read_bytes("roster.json")).names),
         models={name: learner.network.state_dict() for name, learner in learners.items()},
         first=_is_first(learners[FIRST], records[0]) if records else None,
-        last=None if last is None else torch.equal(trained(last.network), directory.load_checkpoint().model),
+        last=None if last is None else torch.equal(trained(last.network), checkpoint.model),
         private=directory.facts().private,
         noted=tuple(_noted(directory, plan)),
+        finished=checkpoint.rounds,
     )
 
 
+def _records(directory: RunDirectory, finished: int) -> tuple[RoundRecord, ...]:
+    """All records of the folder, repeated and further ones too, which who only goes on with the run cuts off."""
+    try:
+        records = tuple(directory.records())
+    except RecursionError:
+        raise RunError(f"{directory.root / 'rounds.jsonl'}: is nested; the run's folder is damaged") from None
+    if list(dict.fromkeys(record.round for record in records))[:finished] != list(range(1, finished + 1)):
+        raise VerificationError(
+            f"{directory.root / 'rounds.jsonl'}: does not hold the {finished} finished rounds; restore it"
+        )
+    return records
+
+
 def _noted(directory: RunDirectory, plan: Plan) -> Iterator[str]:
-    """By round, which hospitals found what."""
+    """By round of the plan, which hospitals found what."""
     found: dict[tuple[int, str], list[str]] = {}
     for hospital in plan.hospitals:
         for number, lines in Notebook(directory.own(hospital.id)).imprints():
-            for line in lines:
+            for line in lines if 1 <= number <= plan.federation.rounds else ():
                 found.setdefault((number, line), []).append(hospital.id)
     for (number, line), names in sorted(found.items()):
-        yield f"the model of round {number}, as {some_of(names)} received it: {line}"
+        yield f"the model of round {number}, as {some_of(list(dict.fromkeys(names)))} received it: {line}"
 
 
 def _is_first(start: Learner, record: RoundRecord) -> bool:

@@ -15,7 +15,7 @@ from privfm.dp.coins import Coins
 from privfm.dp.ledger import Ledger
 from privfm.errors import InputError, LedgerError, ProtocolError, RolledBackError
 from privfm.federation.announcement import Announcement, model_hash
-from privfm.federation.imprints import imprints
+from privfm.federation.imprints import imprints, layer_of
 from privfm.federation.network import Learner, network_hash, trained, weights_at
 from privfm.federation.notebook import Memory, Notebook
 from privfm.federation.planning import mechanism_of, round_spec, update_weight
@@ -85,7 +85,7 @@ class Hospital:
         self._run = self.membership.run.hex()
         self._start_hash = network_hash(self.learner.network)
         self._parameters = trained(self.learner.network).numel()
-        self._unsuspicious = frozenset(imprints(dict(self.learner.network.named_parameters())))
+        self._unsuspicious = frozenset(map(layer_of, imprints(dict(self.learner.network.named_parameters()))))
         mechanism = mechanism_of(self.plan, self.plan.hospital(self.name))
         self._releases = Releases(self.plan, mechanism, self.units, self.learner, self.coins, self.notebook)
 
@@ -250,10 +250,12 @@ class Hospital:
             raise ProtocolError(f"{self.name} cannot go on; its own notes say why", (self.name,)) from None
 
     def _examine(self, model: Float[Tensor, " parameters"], number: int, attempt: int) -> None:
-        """Note a model that was made to lay images open. The guarantee holds whatever the model; trust may not."""
-        suspicious = [
-            line for line in imprints(weights_at(self.learner.network, model)) if line not in self._unsuspicious
-        ]
+        """Note a model that was made to lay images open. The guarantee holds whatever the model; trust may not.
+
+        Layers that were so from the start are left out, however much of them is: whoever looks at the start is told.
+        """
+        lines = imprints(weights_at(self.learner.network, model))
+        suspicious = [line for line in lines if layer_of(line) not in self._unsuspicious]
         if suspicious:
             self.notebook.note_imprints(number, attempt, suspicious)
 

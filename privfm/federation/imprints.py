@@ -9,6 +9,8 @@ Source: Fowl et al. 2022, "Robbing the Fed: directly obtaining private data in f
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -16,13 +18,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["imprints"]
+__all__ = ["imprints", "is_imprint", "layer_of"]
 
 TOLERANCE = 1e-6
 """One minus the cosine of rows that count as multiples of each other; rounding leaves a tenth of that."""
 
-SHORTEST, SHORTEST_FIRST = 16, 4
-"""Numbers in a row, of any layer and of the first, below which rows are parallel by chance."""
+SHORTEST, SHORTEST_FIRST = 64, 4
+"""Numbers in a row, of any layer and of the first, below which rows are parallel by chance.
+
+The first step from zero of an adapter's matrix is a mean of vectors of signs, and there are few of those of 16 numbers.
+"""
+
+BY_CHANCE = 0.01
+"""Share of a first layer's rows, which may be short, below which some are parallel by chance."""
 
 FEW = 8
 """A first layer that has less than one in so many of the directions that it could have is degenerate."""
@@ -48,6 +56,27 @@ def imprints(state: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(_suspicions(state))
 
 
+_COUNTS = r"[0-9]{1,9} of [0-9]{1,9}"
+_SAID = rf"({_COUNTS} rows are multiples of others(, with [0-9]{{1,9}} different biases)?|it sees {_COUNTS} directions)"
+_LINE = re.compile(rf"[A-Za-z0-9_.]{{1,200}}: (holds values that are not finite|{_SAID}(; {_SAID})?)")
+
+
+def is_imprint(line: object) -> bool:
+    """Whether `imprints` could have written this, and so nothing else is in it than a layer's name and counts.
+
+    >>> all(is_imprint(line) for line in imprints({"first.weight": torch.ones(5, 4)}))
+    True
+    >>> is_imprint("first: of Jane Doe")
+    False
+    """
+    return isinstance(line, str) and _LINE.fullmatch(line) is not None
+
+
+def layer_of(line: str) -> str:
+    """Return which layer a line is about."""
+    return line.partition(":")[0]
+
+
 def _suspicions(state: Mapping[str, Tensor]) -> Iterator[str]:
     for key, value in state.items():
         if not bool(torch.isfinite(value).all()):
@@ -58,7 +87,8 @@ def _suspicions(state: Mapping[str, Tensor]) -> Iterator[str]:
         if len(rows) < 2 or rows.shape[1] < (SHORTEST_FIRST if key == first else SHORTEST):
             continue
         layer, parallel = key.removesuffix(".weight"), _parallel(rows)
-        said = [*_multiples(parallel, state.get(f"{layer}.bias"), len(rows))]
+        least = max(2, math.ceil(BY_CHANCE * len(rows))) if key == first else 2
+        said = [*_multiples(parallel, state.get(f"{layer}.bias"), least)]
         said += [*_degenerate(rows)] if key == first else []
         if said:
             yield f"{layer}: {'; '.join(said)}"
@@ -68,12 +98,14 @@ def _rows(weight: Tensor) -> Float[Tensor, "rows numbers"]:
     return torch.nan_to_num(weight.detach().float().cpu()).flatten(1)
 
 
-def _multiples(parallel: Tensor, bias: Tensor | None, rows: int) -> Iterator[str]:
-    count = int(parallel.sum())
-    if count and bias is not None and len(bias) == rows:
+def _multiples(parallel: Tensor, bias: Tensor | None, least: int) -> Iterator[str]:
+    count, rows = int(parallel.sum()), len(parallel)
+    if count < least:
+        return
+    if bias is not None and len(bias) == rows:
         thresholds = len(set(bias[parallel.to(bias.device)].tolist()))
         yield f"{count} of {rows} rows are multiples of others, with {thresholds} different biases"
-    elif count:
+    else:
         yield f"{count} of {rows} rows are multiples of others"
 
 

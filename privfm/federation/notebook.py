@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from privfm.errors import RunError
+from privfm.federation.imprints import is_imprint
 from privfm.files import write_atomic
 
 __all__ = ["Memory", "Notebook"]
@@ -115,15 +116,15 @@ class Notebook:
         self.note(round=number, attempt=attempt, imprints=list(lines))
 
     def imprints(self) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """Yield the rounds whose models were suspicious, and why; a line that a crash cut off is passed over."""
+        """Yield the rounds whose models were suspicious, and why; lines that no hospital wrote are passed over."""
         if not self._notes.exists():
             return
         with self._notes.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     match json.loads(line):
-                        case {"round": int(number), "imprints": [*lines]}:
-                            yield number, tuple(map(str, lines))
+                        case {"round": int(number), "imprints": [*lines]} if number is not True:
+                            yield number, tuple(told for told in lines if is_imprint(told))
 
     def note(self, **facts: Any) -> None:
         """Append a line of local facts: losses, counts. They are the hospital's own."""

@@ -47,10 +47,28 @@ class RoundRecord:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> RoundRecord:
-        """Return the record that `to_json` wrote; KeyError or TypeError when a field is missing or unknown."""
+        """Return the record that `to_json` wrote; KeyError, TypeError or ValueError when it wrote no such thing."""
         names = ["cohort", "survivors", *(["local_loss"] if content["local_loss"] is not None else [])]
         lists = {name: tuple(content[name]) for name in names}
-        return cls(**{**content, **lists})
+        record = cls(**{**content, **lists})
+        record._check_types()
+        return record
+
+    def _check_types(self) -> None:
+        if not (isinstance(self.epsilon, dict) and isinstance(self.mask_keys, dict)):
+            raise TypeError("epsilon and mask_keys must go by hospitals' names")
+        numbers = (self.update_norm, self.public_loss, *(self.local_loss or ()), *self.epsilon.values())
+        words = (*self.cohort, *self.survivors, *self.epsilon, *self.mask_keys, *self.mask_keys.values())
+        if not all(map(_is_count, (self.round, self.attempt, self.bytes_up))):
+            raise TypeError("round, attempt and bytes_up must be whole numbers")
+        if not all(isinstance(number, float) or _is_count(number) for number in numbers):
+            raise TypeError("norms, losses and epsilons must be numbers")
+        if not all(isinstance(word, str) and word.isprintable() for word in (*words, self.transcript, self.model_hash)):
+            raise TypeError("names, keys and hashes must be words")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,15 @@ from privfm_attacks.planting import planted
 from privfm_attacks.transcript import audit_transcript
 from privfm_attacks.verdicts import AuditResult, Verdict
 
+from privfm.errors import RunError, VerificationError
+from privfm.federation.cohort import gather_cohort
 from privfm.federation.directory import RunDirectory
+from privfm.federation.imprints import imprints
+from privfm.federation.network import load_network, trained
 from privfm.federation.notebook import Notebook
 from privfm.federation.planning import complete_plan
 from privfm.federation.records import RoundRecord
+from privfm.federation.simulation import open_hospitals, system_coins, units_from
 from privfm.federation.training import train
 from privfm.ids import HospitalId
 from privfm.plan import parse_plan
@@ -232,6 +238,163 @@ def test_what_hospitals_noted_of_a_model_is_told(run: RunDirectory) -> None:
     names = ", ".join(hospital.id for hospital in run.plan.hospitals[:2])
     assert result.verdict is Verdict.LEAK
     assert f"the model of round 2, as {names} received it: embed: 5 of 5 rows" in result.sentence
+
+
+@pytest.fixture
+def copied(run: RunDirectory, tmp_path: Path) -> RunDirectory:
+    shutil.copytree(run.root, tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+def rewrite(directory: RunDirectory, *records: RoundRecord) -> RunDirectory:
+    lines = "".join(json.dumps(each.to_json()) + "\n" for each in records)
+    (directory.root / "rounds.jsonl").write_text(lines)
+    return directory
+
+
+def again(last: RoundRecord, **changed: Any) -> RoundRecord:
+    """Another sum, of a later attempt."""
+    fresh = replace(last, attempt=last.attempt + 1, transcript="ab" * 32, mask_keys={})
+    return replace(fresh, **changed)
+
+
+FOLDERS: dict[str, tuple[str, Callable[[RoundRecord, RoundRecord], list[RoundRecord]]]] = {
+    "summed again": ("round 2 was summed 2 times", lambda one, two: [one, two, again(two)]),
+    "summed again before": ("round 1 was summed 2 times", lambda one, two: [one, again(one), two]),
+    "over others": ("round 2 was summed 2 times", lambda one, two: [one, two, again(two, survivors=two.survivors[1:])]),
+    "repeated": ("round 2 was summed 2 times", lambda one, two: [one, two, two]),
+    "further": ("round 3 was summed, and of 2", lambda one, two: [one, two, again(two, round=3, model_hash="cd" * 32)]),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_records_that_lie_beside_those_that_count_are_found(copied: RunDirectory, case: str) -> None:
+    """Who goes on with a run passes over them, or refuses the folder; an audit must not."""
+    said, made = FOLDERS[case]
+    one, two = copied.records()
+    result = audit_transcript(read_log(rewrite(copied, *made(one, two))))
+    assert result.verdict is Verdict.LEAK
+    (once,) = [finding for finding in result.findings if finding.check == "once"]
+    assert not once.passed
+    assert said in once.detail
+
+
+def test_a_crash_between_record_and_checkpoint_is_no_leak(copied: RunDirectory) -> None:
+    (copied.root / "network.safetensors").unlink()
+    copied.save_checkpoint(replace(copied.load_checkpoint(), rounds=1))
+    result = audit_transcript(read_log(copied))
+    assert failed(result) == set()
+    assert result.figures["sums"] == 2
+    copied.finish_round(again(copied.records()[1]), replace(copied.load_checkpoint(), rounds=2))
+    assert failed(audit_transcript(read_log(copied))) == set()
+
+
+def test_a_record_further_than_a_crash_can_leave_is_found(copied: RunDirectory) -> None:
+    copied.save_checkpoint(replace(copied.load_checkpoint(), rounds=0))
+    assert "once" in failed(audit_transcript(read_log(copied)))
+
+
+def test_finished_rounds_without_a_record_are_told(copied: RunDirectory) -> None:
+    with pytest.raises(VerificationError, match="does not hold the 2 finished rounds"):
+        read_log(rewrite(copied, copied.records()[1]))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        '"survivors": [1, 2, 3]',
+        '"survivors": ["\\ud800"]',
+        '"survivors": ["\\u001b[2J"]',
+        f'"round": 1{"0" * 400}',
+        '"round": 1e999',
+        '"round": true',
+        '"attempt": -1',
+        '"update_norm": "large"',
+        f'"update_norm": 1{"0" * 400}',
+        '"transcript": null',
+        '"mask_keys": {"a": 1}',
+        '"mask_keys": []',
+        '"epsilon": 1',
+        f'"epsilon": {"[" * 100_000}',
+    ],
+    ids=lambda text: text[:24],
+)
+def test_records_that_no_run_writes_are_refused_in_a_line(copied: RunDirectory, changed: str) -> None:
+    path = copied.root / "rounds.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:-1] + f", {changed}}}"]))  # of two values for a key the last counts
+    with pytest.raises(RunError, match=r"rounds\.jsonl: .* damaged"):
+        read_log(copied)
+
+
+def test_of_local_notes_only_what_a_hospital_writes_of_a_model_is_told(copied: RunDirectory) -> None:
+    hospital = copied.plan.hospitals[0].id
+    line = "backbone.embed: 5 of 5 rows are multiples of others"
+    notes = [
+        *({"round": number, "imprints": [line]} for number in (0, 3, True, 2.0, "2", -1, None)),
+        {
+            "round": 1,
+            "imprints": ["Doe, Jane: 5 of 5 rows are multiples of others", "\ud800", 5, f"{line} of Jane Doe"],
+        },
+        {"round": 2, "imprints": [line, f"{line}, with 3 different biases; it sees 1 of 16 directions"]},
+        {"round": 2, "attempt": 1, "imprints": [line]},
+    ]
+    with (copied.own(hospital) / "local.jsonl").open("a") as file:
+        file.write("".join(json.dumps(note) + "\n" for note in notes) + "[" * 100_000 + "\n")
+    told = f"the model of round 2, as {hospital} received it: {line}"
+    assert read_log(copied).noted == (told, f"{told}, with 3 different biases; it sees 1 of 16 directions")
+
+
+def test_a_start_whose_rows_are_parallel_is_told_although_no_hospital_notes_it() -> None:
+    log = log_of(*ORDINARY, models={"start.safetensors": imprint(0.5)})
+    assert "start.safetensors: backbone.embed: 16 of 32 rows" in audit_transcript(log).sentence
+
+
+def rising(rows: int, numbers: int) -> torch.Tensor:
+    """Rows that measure one thing against rising thresholds."""
+    return torch.linspace(1, 2, rows)[:, None].expand(rows, numbers)
+
+
+def test_hospitals_note_layers_that_were_not_so_from_the_start(copied: RunDirectory) -> None:
+    """Of a start whose rows are parallel by nature counts change every round; another layer's rows are still noted."""
+    plan, start = copied.plan, load_network(copied.root, "start.safetensors")
+    start.network.requires_grad_(True)
+    named = [(name, value) for name, value in start.network.named_parameters() if name.endswith(".weight")]
+    first, *others = [value for name, value in named if name.startswith("backbone.") and value.dim() >= 2]
+    other = next(value for value in others if value[0].numel() >= 64)
+    with torch.no_grad():
+        first[:4] = rising(4, first[0].numel()).reshape(first[:4].shape)
+    units = units_from(gather_cohort(plan), plan, start)
+    run = bytes.fromhex(copied.facts().run)
+    with open_hospitals(copied, plan, run, units, start, system_coins) as hospitals, torch.no_grad():
+        hospital = next(iter(hospitals.values()))
+        first[:6] = rising(6, first[0].numel()).reshape(first[:6].shape)
+        hospital._examine(trained(start.network), 1, 0)
+        assert list(hospital.notebook.imprints()) == []
+        other[:] = rising(len(other), other.shape[1])
+        hospital._examine(trained(start.network), 2, 0)
+        ((number, (line,)),) = hospital.notebook.imprints()
+    assert number == 2
+    assert f"{len(other)} of {len(other)} rows" in line
+
+
+def test_first_steps_of_adapters_are_not_suspicious() -> None:
+    """Adam's first step from zero is a vector of signs, and the model a mean of three hospitals'."""
+    generator = torch.Generator().manual_seed(0)
+    signs = sum(torch.randn(3072, 16, generator=generator).sign() for _ in range(3))
+    state = {"backbone.embed.weight": torch.eye(16), "backbone.blocks.0.fc1.up.weight": signs * 1e-3}
+    assert imprints(state) == ()
+    assert imprints({"backbone.embed.weight": torch.eye(16), "backbone.fc.weight": rising(32, 64)}) == (
+        "backbone.fc: 32 of 32 rows are multiples of others",
+    )
+
+
+@pytest.mark.parametrize(("alike", "told"), [(0, False), (7, False), (8, True), (400, True)])
+def test_of_a_wide_first_layer_a_pair_is_chance(alike: int, told: bool) -> None:
+    rows = torch.randn(768, 16, generator=torch.Generator().manual_seed(0))
+    rows[:alike] = rising(alike, 16)
+    said = imprints({"backbone.embed.weight": rows})
+    assert said == ((f"backbone.embed: {alike} of 768 rows are multiples of others",) if told else ())
 
 
 def test_records_from_before_keys_were_kept(run: RunDirectory) -> None:
