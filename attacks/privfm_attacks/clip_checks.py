@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,12 +15,16 @@ from torch import Tensor, nn
 from privfm.dp.clipping import ClippingEngine
 from privfm.dp.coins import InjectedCoins
 from privfm.federation.network import Learner
-from privfm_attacks.bench import OUTPUTS, Bench
+from privfm_attacks.bench import OUTPUTS, Bench, KnownUnits
+from privfm_attacks.noise_checks import steps_of
 from privfm_attacks.stacked import GIVEN, Pulls, Stack, autograd_of, clipped_sum
 from privfm_attacks.thresholds import ROUNDING
 from privfm_attacks.verdicts import Finding
 
-__all__ = ["called_twice", "not_finite", "own_network", "scale", "sum_of_clipped", "unit_sensitivity"]
+__all__ = ["called_twice", "later_steps", "not_finite", "own_network", "scale", "sum_of_clipped", "unit_sensitivity"]
+
+MOST_ROWS = 64
+"""Units with gradients of their own; those beyond share them."""
 
 ENOUGH = 8
 """Units that must have been drawn for a check to mean anything: more than two micro-batches."""
@@ -83,17 +89,50 @@ def _noise_rounding(noise: Tensor, size: float) -> float:
     return 2**-21 * float(noise.norm()) / size
 
 
+def later_steps(bench: Bench) -> Iterator[Finding]:
+    """One after the other, steps of several rounds and attempts release what units drawn in each add, and no other's.
+
+    The clip norm stays where it starts: how it adapts is looked at apart.
+    """
+    bench.mechanism, units = replace(bench.mechanism, adaptive=None), bench.units_for(ENOUGH)
+    clip_norm, objective = bench.mechanism.clip_norm, Pulls(_rows(min(units, MOST_ROWS), 11))
+    lengths = clip_norm * np.geomspace(0.2, 100.0, len(objective.rows))
+    _lengthen(objective, Stack(), enumerate(lengths.tolist()))
+    added = [autograd_of(Stack(), objective, unit) for unit in range(len(objective.rows))]
+    own, blank = (
+        bench.releases_of(Stack(), each, units, InjectedCoins(b"later steps"), micro_batch=8)
+        for each in (objective, Pulls(torch.zeros(units, GIVEN)))
+    )
+    worst, allowed = 0.0, ROUNDING if bench.plan.performance.precision == "float32" else 3e-2
+    for step in steps_of(bench):
+        released, noise = (one.gradient(step).vector.double() for one in (own, blank))
+        drawn = cast(KnownUnits, own.units).drawn[-1] % len(added)
+        wanted = clipped_sum([added[unit] for unit in drawn], clip_norm) / bench.expected_units
+        size = max(float(wanted.norm()), clip_norm / bench.expected_units)
+        worst = max(worst, float((released - noise - wanted).norm()) / size - _noise_rounding(noise, size))
+    yield Finding("clipped sum of later steps", worst < allowed, f"relative error {worst:.1e} at worst")
+
+
 def unit_sensitivity(bench: Bench) -> Iterator[Finding]:
-    """A unit whose gradient is a hundred clip norms long moves the sum by one clip norm, and no other way."""
+    """A unit whose gradient is many clip norms long moves the sum by one clip norm, and no other way.
+
+    Beyond all measure it may also count as not finite, and add nothing.
+    """
+    for lengths, least in ((1e2, 0.99), (1e6, 0.99), (1e12, 0.99), (1e25, 0.0), (1e35, 0.0)):
+        reach, rounding = _reach(bench, lengths)
+        detail = f"one unit of {lengths:g} clip norms moves the sum by {reach:.5f}"
+        yield Finding("sensitivity", least - rounding < reach <= 1 + rounding, detail)
+
+
+def _reach(bench: Bench, lengths: float) -> tuple[float, float]:
+    """How far a unit of so many clip norms moves the sum, in clip norms, and what rounding adds to that."""
     others, clip_norm, objective = 8, bench.mechanism.clip_norm, Pulls(_rows(9, 7))
-    _lengthen(objective, Stack(), [*((unit, 0.3 * clip_norm) for unit in range(others)), (others, 100 * clip_norm)])
+    _lengthen(objective, Stack(), [*((unit, 0.3 * clip_norm) for unit in range(others)), (others, lengths * clip_norm)])
     label, _ = bench.label_drawing(others + 1, lambda drawn: others in drawn)
     with_it, without = (_step(bench, objective, label, units) for units in (others + 1, others))
     size = clip_norm / bench.expected_units
-    reach = float((with_it - without).norm()) / size
-    rounding = ROUNDING + _noise_rounding(without, size)  # in any precision: norms are taken of what is added
-    detail = f"one unit of 100 clip norms moves the sum by {reach:.5f}"
-    yield Finding("sensitivity", 0.99 - rounding < reach <= 1 + rounding, detail)
+    # in any precision, for norms are taken of what is added
+    return float((with_it - without).norm()) / size, ROUNDING + _noise_rounding(without, size)
 
 
 def scale(bench: Bench) -> Iterator[Finding]:

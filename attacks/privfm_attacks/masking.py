@@ -16,6 +16,7 @@ from jaxtyping import UInt8, UInt32
 from scipy import stats
 
 from privfm.secagg import ClientPolicy, Identity, LedgerMark, Roster, RoundSpec, VectorSpec, client, server
+from privfm.secagg.chunks import CHUNK
 from privfm.secagg.masks import Mask, masked_pieces
 from privfm.secagg.ring import pack, packed_bytes
 from privfm.secagg.steps import Ready
@@ -65,8 +66,17 @@ def masks_are_fresh(alpha: float) -> Iterator[Finding]:
         yield _unrelated(f"fresh masks, {name}", max(shares), 4 * LENGTH, len(shares), alpha)
     blank = max(float((mask == 0).mean()) for mask in masks.values())
     yield _unrelated("fresh masks, a mask and nothing", blank, 4 * LENGTH, len(masks), alpha)
+    yield _unrelated("fresh masks, pieces of one", _likest_pieces(), CHUNK, 3, alpha)
     off = max(each.off for each in played)
     yield Finding("masks as sent", off == 0.0, f"{off:.4f} of an upload's bytes are not the sum of its masks")
+
+
+def _likest_pieces() -> float:
+    """How much the pieces, in which a long mask is made, are like each other at most."""
+    long = np.zeros(3 * CHUNK, np.uint32)
+    made = masked_pieces(long, [Mask(os.urandom(32), 1)], 0, len(long))
+    mask = np.concatenate([words.view(np.uint8)[::4].copy() for _, words in made])
+    return max(float((one == two).mean()) for one, two in combinations(mask.reshape(3, -1), 2))
 
 
 def _unrelated(name: str, share: float, size: int, looks: int, alpha: float) -> Finding:

@@ -20,6 +20,7 @@ from privfm.plan import HospitalPlan, Plan
 from privfm_attacks.bench import Bench, distinct_hospitals
 from privfm_attacks.clip_checks import (
     called_twice,
+    later_steps,
     not_finite,
     own_network,
     scale,
@@ -27,10 +28,18 @@ from privfm_attacks.clip_checks import (
     unit_sensitivity,
 )
 from privfm_attacks.masking import masks_are_fresh
-from privfm_attacks.noise_checks import empty_draw, noise_of_steps, noise_scale, same_seed
+from privfm_attacks.noise_checks import (
+    empty_draw,
+    long_noise,
+    noise_of_steps,
+    noise_scale,
+    own_entropy,
+    same_seed,
+)
 from privfm_attacks.other_releases import adaptive_clip_norm, shown_loss
 from privfm_attacks.round_checks import charges, sampling, what_leaves
 from privfm_attacks.thresholds import ALPHA
+from privfm_attacks.unit_checks import units_as_loaded
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 from privfm_attacks.whole_rounds import whole_rounds
 
@@ -71,13 +80,16 @@ def audit_mechanism(plan: Plan, learner: Learner) -> AuditResult:
 def mechanism_checks(plan: Plan, learner: Learner) -> Iterator[Finding]:
     """Run every check: of each hospital's mechanism, equal ones once; of network, masks and whole rounds once."""
     checks: tuple[Check, ...] = (
-        noise_scale, empty_draw, noise_of_steps, same_seed, unit_sensitivity, sum_of_clipped, called_twice, not_finite,
-        scale, sampling, what_leaves, charges, shown_loss, adaptive_clip_norm,
+        noise_scale, empty_draw, noise_of_steps, same_seed, unit_sensitivity, sum_of_clipped, later_steps, called_twice,
+        not_finite, scale, sampling, what_leaves, charges, shown_loss, adaptive_clip_norm,
     )  # fmt: skip
     for hospital in distinct_hospitals(plan):
         for check in checks:
             for finding in _heard(check.__name__, partial(_on_bench, check, plan, hospital)):
                 yield Finding(finding.check, finding.passed, f"{hospital.id}: {finding.detail}")
+    yield from _heard("long noise", partial(_on_bench, long_noise, plan, plan.hospitals[0]))
+    yield from _heard("own entropy", own_entropy)
+    yield from _heard("units as loaded", partial(units_as_loaded, plan))
     yield from _heard("units apart", partial(units_apart, learner))
     yield from _heard("own network", partial(own_network, learner))
     yield from _heard("fresh masks", partial(masks_are_fresh, ALPHA))

@@ -5,35 +5,46 @@ One hospital's steps are taken one after another, so that whatever it might keep
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import combinations
+from types import SimpleNamespace
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy import fft, stats
 
-from privfm.dp.coins import Coins, SystemCoins
+from privfm.dp import coins as coins_module
+from privfm.dp.clipping import ClippedSum
+from privfm.dp.coins import Coins, Stream, SystemCoins
+from privfm.federation.simulation import system_coins
 from privfm_attacks.bench import OUTPUTS, Bench
 from privfm_attacks.thresholds import ALPHA, variance
 from privfm_attacks.verdicts import Finding
 
-__all__ = ["empty_draw", "noise_of_steps", "noise_scale", "same_seed", "steps_of"]
+__all__ = ["empty_draw", "long_noise", "noise_of_steps", "noise_scale", "own_entropy", "same_seed", "steps_of"]
 
 Step = tuple[int, int, int]
+
+PIECE = 1 << 16
+LONG = 13 * PIECE
+"""More than three of the pieces that noise is made in."""
 
 WHOLE = 2048
 """Products that a sum is scaled for at least: of fewer it is further from normal."""
 
 
 class _Taken(NamedTuple):
-    """Released vectors of steps with zero gradients, and the noise declared for each."""
+    """Released vectors of steps with zero gradients, the noise declared for each, and what the optimiser is told."""
 
     steps: list[Step]
     vectors: Float[np.ndarray, "steps values"]
     stds: Float[np.ndarray, " steps"]
+    told: Float[np.ndarray, " steps"]
 
 
 def steps_of(bench: Bench) -> list[Step]:
@@ -45,11 +56,13 @@ def steps_of(bench: Bench) -> list[Step]:
 
 def _take(bench: Bench, steps: list[Step], coins: Coins) -> _Taken:
     releases = bench.releases(torch.zeros(4, OUTPUTS), coins)
-    vectors, stds = [], []
+    vectors, stds, told = [], [], []
     for step in steps:
         stds.append(bench.noise_std(releases.mechanism.clip_norm))
-        vectors.append(releases.gradient(step).vector.cpu().numpy())
-    return _Taken(steps, np.stack(vectors), np.array(stds))
+        released = releases.gradient(step)
+        vectors.append(released.vector.cpu().numpy())
+        told.append(released.noise_std)
+    return _Taken(steps, np.stack(vectors), np.array(stds), np.array(told))
 
 
 def noise_scale(bench: Bench) -> Iterator[Finding]:
@@ -69,6 +82,8 @@ def noise_of_steps(bench: Bench) -> Iterator[Finding]:
     """In every round, attempt and step alike: declared, normal, without pattern, and new."""
     taken, other = _take(bench, steps_of(bench), SystemCoins()), _take(bench, [(1, 0, 0), (1, 0, 1)], SystemCoins())
     yield variance("noise of later steps", taken.vectors, taken.stds)
+    off = float(np.abs(taken.told / taken.stds - 1).max())
+    yield Finding("noise as told", off < 1e-6, f"the optimiser is told a deviation that is {off:.1e} off")
     yield _shape(taken)
     yield _pattern(taken)
     yield _repeats(taken)
@@ -149,6 +164,32 @@ def _along(one: Float[np.ndarray, " values"], two: Float[np.ndarray, " values"])
 def _bound(looks: int) -> float:
     """Standard deviations that the furthest of so many normal values stays within."""
     return float(stats.norm.isf(ALPHA / (2 * looks)))
+
+
+def long_noise(bench: Bench) -> Iterator[Finding]:
+    """Of a network with many parameters too: noise is made in pieces, of which each must be as declared and new."""
+    mechanism = bench.mechanism
+    blank = ClippedSum(torch.zeros(LONG), mechanism.clip_norm)
+    released = mechanism.release(blank, SystemCoins().stream("noise", 1, 0, 0)).numpy()
+    pieces, std = released.reshape(-1, PIECE), bench.noise_std()
+    taken = _Taken([], released[None], np.array([std]), np.array([std]))
+    for finding in (variance("", pieces, np.full(len(pieces), std)), _pattern(taken), _repeats(taken)):
+        yield Finding(f"long {finding.check or 'noise scale'}", finding.passed, finding.detail)
+
+
+def own_entropy() -> Iterator[Finding]:
+    """A stream's key is 32 bytes that the operating system gave for it, and every hospital's coins are such."""
+    given: list[bytes] = []
+
+    def urandom(count: int) -> bytes:
+        given.append(os.urandom(count))
+        return given[-1]
+
+    with mock.patch.object(coins_module, "os", SimpleNamespace(urandom=urandom)):
+        read = [system_coins(name).stream("noise", 1, 0, 0).read(64) for name in ("a", "b", "a")]
+    keyed = [Stream(key).read(64) for key in given if len(key) == 32]
+    told = f"{len(given)} keys were asked of the operating system for {len(read)} streams"
+    yield Finding("keys of the operating system", read == keyed, told)
 
 
 def same_seed(bench: Bench) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from privfm.dp.coins import InjectedCoins, Stream
 from privfm.dp.events import SampledGaussian, total_steps
-from privfm.errors import ProtocolError
+from privfm.errors import BudgetExceeded, PrivfmError, ProtocolError
 from privfm.federation.announcement import Announcement, model_hash
 from privfm.federation.directory import RunDirectory, new_run
 from privfm.federation.engines.local import LocalEngine
@@ -36,7 +36,8 @@ from privfm.federation.rounds import SecureSum, play_round
 from privfm.federation.simulation import found_federation, open_hospitals
 from privfm.ids import HospitalId
 from privfm.plan import HospitalPlan, Plan
-from privfm.secagg import Stage, VectorSpec, dequantise, quantise, smallest_threshold
+from privfm.secagg import LedgerMark, RoundSpec, Stage, VectorSpec, client, dequantise, quantise, smallest_threshold
+from privfm.secagg.steps import Ready
 from privfm_attacks.bench import OUTPUTS, Bench, KnownUnits, distinct_hospitals
 from privfm_attacks.verdicts import Finding
 
@@ -46,32 +47,45 @@ RUN = b"a round on bench"
 HOSPITALS = 5
 """So many that one can drop out."""
 
-ROUNDS, STEPS, UNITS_DRAWN = 3, 2, 6
+ROUNDS, STEPS, UNITS_DRAWN = 4, 2, 6
 
 Levels = list[Int32[np.ndarray, " _"]]
 
 
 def whole_rounds(plan: Plan) -> Iterator[Finding]:
-    """Play a round that everybody answers, one in which a hospital drops out, and one that is asked for again."""
+    """Play rounds that everybody answers, that a hospital drops out of, that are asked for again and computed anew."""
     plan = _shortened(plan)
     names = [HospitalId(hospital.id) for hospital in plan.hospitals]
     with tempfile.TemporaryDirectory() as folder, _opened(plan, Path(folder) / "run") as federation:
-        yield federation.compare("sum", federation.play(1), names)
-        yield federation.compare("sum after a drop-out", federation.play(2, lost={names[-1]}), names[:-1])
-        try:
-            federation.play(3, lost=set(names))
-        except ProtocolError:
-            yield federation.compare("sum asked for again", federation.play(3, attempt=1), names)
-        else:
-            yield Finding("sum asked for again", False, "a round that nobody answered has a sum")
+        play, everybody = federation.play, frozenset(names)
+        first = play(1)
+        yield federation.compare("sum", first, names)
+        yield federation.keyed(first)
+        yield federation.compare("sum after a drop-out", play(2, lost={Stage.MASK: {names[-1]}}), names[:-1])
+        yield _refused("a sum of nobody", lambda: play(3, lost={Stage.MASK: everybody}))
+        yield federation.compare("sum asked for again", play(3, 1), names)
+        yield _refused("a round that nobody opens", lambda: play(4, lost={Stage.UNMASK: everybody}))
+        yield _refused("the same updates with fewer others", lambda: play(4, 1, lost={Stage.MASK: {names[0]}}))
+        yield federation.compare("sum computed anew", play(4, 2, generation=1), names)
+        yield _refused("more than the reserve", lambda: play(4, 3, generation=2), BudgetExceeded)
         yield from _charges(list(federation.parties.values()))
+
+
+def _refused(what: str, play: Callable[[], SecureSum], how: type[PrivfmError] = ProtocolError) -> Finding:
+    """Whether hospitals do not go along with it."""
+    try:
+        found = play()
+    except how as refusal:
+        return Finding(f"refused: {what}", True, type(refusal).__name__)
+    return Finding(f"refused: {what}", False, f"there is a sum over {', '.join(found.survivors)}")
 
 
 def _shortened(plan: Plan) -> Plan:
     """The plan's mechanisms in a federation of few hospitals, rounds and steps, on this machine's processor."""
     distinct = islice(cycle(distinct_hospitals(plan)), HOSPITALS)
     hospitals = tuple(each.model_copy(update={"id": f"bench-{place}"}) for place, each in enumerate(distinct))
-    federation = {"rounds": ROUNDS, "local_steps": min(STEPS, plan.federation.local_steps)}
+    steps = min(STEPS, plan.federation.local_steps)
+    federation = {"rounds": ROUNDS, "local_steps": steps, "retry_rounds": 1}
     secagg = {"threshold": smallest_threshold(HOSPITALS), "max_corrupt": 0}
     return plan.model_copy(
         update={
@@ -115,14 +129,23 @@ class _Party:
     coins: _Watched
     beside: Releases
 
-    def vectors(self, number: int, start: Float[Tensor, " parameters"], specs: tuple[VectorSpec, ...]) -> Levels:
-        """What the hospital is to send in a round: its steps' releases, weighted and rounded."""
+    def vectors(
+        self, number: tuple[int, int], start: Float[Tensor, " parameters"], specs: tuple[VectorSpec, ...]
+    ) -> Levels:
+        """What the hospital is to send in a round and charge: its steps' releases, weighted and rounded."""
         weight = update_weight(self.bench.plan, self.bench.hospital)
         vectors = []
-        for place, (vector, spec) in enumerate(zip(self.beside.of_round(start, number, 0), specs, strict=True)):
-            rounding = self.beside.coins.stream("rounding", number, 0, place)
+        for place, (vector, spec) in enumerate(zip(self.beside.of_round(start, *number), specs, strict=True)):
+            rounding = self.beside.coins.stream("rounding", *number, place)
             vectors.append(quantise((weight * vector).numpy(), spec, rounding.read(32)))
         return vectors
+
+    def mask_key(self, spec: RoundSpec) -> bytes:
+        """The public key that the hospital's own coins give it for a round."""
+        member, coins = self.hospital.membership, self.beside.coins.stream("round", *spec.number)
+        ready = Ready(spec, member.identity, member.policy)
+        state, _ = client.advertise(ready, LedgerMark(1, bytes(32)), answered=None, entropy=coins.read(32))
+        return state.package.body.mask_key
 
 
 @dataclass
@@ -134,18 +157,22 @@ class _Federation:
     start: Float[Tensor, " parameters"]
     start_hash: bytes
     wanted: dict[HospitalId, Levels] = field(default_factory=dict)
+    computed: tuple[int, int] = (0, 0)
 
-    def play(self, number: int, attempt: int = 0, lost: Set[HospitalId] = frozenset()) -> SecureSum:
-        """Return a round's sum, when some hospitals' uploads do not arrive."""
+    def play(
+        self, number: int, attempt: int = 0, generation: int = 0, lost: Mapping[Stage, Set[HospitalId]] | None = None
+    ) -> SecureSum:
+        """Return a round's sum, when some hospitals' answers do not arrive; each generation is computed once."""
         hospitals = {name: party.hospital for name, party in self.parties.items()}
-        announcement = Announcement(number, attempt, 0, tuple(sorted(hospitals)), self.start.numpy())
+        announcement = Announcement(number, attempt, generation, tuple(sorted(hospitals)), self.start.numpy())
         bound = model_hash(self.start_hash, announcement)
         roster = next(iter(hospitals.values())).membership.roster
         self.spec = round_spec(self.plan, RUN, roster, announcement, bound, self.start.numel())
-        if attempt == 0:
-            due = {name: party.vectors(number, self.start, self.spec.vectors) for name, party in self.parties.items()}
-            self.wanted = due
-        return play_round(self.spec, announcement, _Losing(hospitals, lost), os.urandom(32))
+        if (number, generation) != self.computed:
+            charge, specs = (number, generation), self.spec.vectors
+            self.wanted = {name: party.vectors(charge, self.start, specs) for name, party in self.parties.items()}
+            self.computed = charge
+        return play_round(self.spec, announcement, _Losing(hospitals, lost or {}), os.urandom(32))
 
     def compare(self, check: str, found: SecureSum, names: Sequence[HospitalId]) -> Finding:
         """Whether a sum is that of these hospitals' releases, to the bit."""
@@ -156,6 +183,12 @@ class _Federation:
             off += int((total != dequantise(levels, spec)).sum())
         passed = off == 0 and found.survivors == tuple(names)
         return Finding(check, passed, f"{off} values are not the sum of {len(names)} releases")
+
+    def keyed(self, found: SecureSum) -> Finding:
+        """Whether masks of the last round are made of secrets that hospitals alone have."""
+        off = [name for name, party in self.parties.items() if found.mask_keys[name] != party.mask_key(self.spec)]
+        detail = f"of {len(off)} hospitals keys are not made of their own coins"
+        return Finding("keys of masks", not off, detail)
 
 
 def _charges(parties: Sequence[_Party]) -> Iterator[Finding]:
@@ -173,15 +206,15 @@ def _charges(parties: Sequence[_Party]) -> Iterator[Finding]:
 
 
 class _Losing(LocalEngine):
-    """Loses some hospitals' uploads."""
+    """Loses some hospitals' answers."""
 
-    def __init__(self, hospitals: Mapping[HospitalId, Hospital], lost: Set[HospitalId]) -> None:
+    def __init__(self, hospitals: Mapping[HospitalId, Hospital], lost: Mapping[Stage, Set[HospitalId]]) -> None:
         super().__init__(hospitals, lambda *_: None)
         self._lost = lost
 
     def exchange(self, stage: Stage, outgoing: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
         for name, answer in super().exchange(stage, outgoing):
-            if stage is not Stage.MASK or HospitalId(name) not in self._lost:
+            if HospitalId(name) not in self._lost.get(stage, ()):
                 yield name, answer
 
 

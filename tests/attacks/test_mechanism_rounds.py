@@ -20,6 +20,8 @@ from privfm.federation.ledgers import declaration_for
 from privfm.federation.planning import complete_plan
 from privfm.ids import HospitalId
 from privfm.plan import Plan, parse_plan
+from privfm.secagg import Client, LedgerMark
+from privfm.secagg import client as client_module
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
@@ -60,7 +62,7 @@ SHOWN = {"evaluation": {"local_loss": True, "loss_bound": 2.0}}
 def test_sound_rounds_pass(plan: Plan) -> None:
     findings = list(whole_rounds(plan))
     assert [finding for finding in findings if not finding.passed] == []
-    assert {"sum", "sum after a drop-out", "sum asked for again", "charged before", "ledger"} == {
+    assert {"sum", "sum after a drop-out", "sum asked for again", "sum computed anew", "ledger"} <= {
         finding.check for finding in findings
     }
 
@@ -156,7 +158,39 @@ def rounded_without_coins(patch: Patch) -> None:
     patch.setattr(hospital_module, "quantise", lambda values, spec, _: quantise(values, spec, bytes(32)))
 
 
+def new_generation_not_charged(patch: Patch) -> None:
+    def vectors(self: Hospital, current: Any) -> list[np.ndarray]:
+        pending = self.ledger.pending(self._run, current.number)
+        if pending is not None and pending.context != self._memory().model:
+            return self._quantised(_compute(self, current, 1), current, 1)
+        return _vectors(self, current)
+
+    patch.setattr(Hospital, "_vectors", vectors)
+
+
+def no_end_of_charges(patch: Patch) -> None:
+    patch.setattr(Declaration, "most_rounds", property(lambda self: 10**9))
+
+
+def other_survivors(patch: Patch) -> None:
+    agree = client_module.agree
+    patch.setattr(client_module, "agree", lambda state, incoming, bound_to=None: agree(state, incoming))
+
+
+def masks_of_public_numbers(patch: Patch) -> None:
+    advertise = Client.advertise
+
+    def public(self: Client, mark: LedgerMark, *, answered: Any, entropy: bytes) -> bytes:
+        return advertise(self, mark, answered=answered, entropy=bytes(32))
+
+    patch.setattr(Client, "advertise", public)
+
+
 PLANTED: dict[str, tuple[Plant, str]] = {
+    "a new generation not charged": (new_generation_not_charged, "ledger"),
+    "charges without end": (no_end_of_charges, "refused: more than the reserve"),
+    "an update in two sums": (other_survivors, "refused: the same updates with fewer others"),
+    "masks of public numbers": (masks_of_public_numbers, "keys of masks"),
     "one draws the noise for all": (one_draws_noise_for_all, "sum after a drop-out"),
     "noise lost with who drops out": (noise_lost_with_who_drops_out, "sum asked for again"),
     "retries computed anew": (retries_computed_anew, "ledger"),
