@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,8 +14,12 @@ from privfm.report.charts import LineChart, line_chart
 __all__ = ["AuditShown", "read_audits"]
 
 MOST_BYTES = 16 << 20
+MOST_POINTS = 2_000
+"""Of a curve; more could not be told apart on a page."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Curve = Annotated[list[tuple[Number, Number]], Field(max_length=MOST_POINTS)]
+Verdict = Literal["LEAK", "NO LEAK DETECTED", "INCONCLUSIVE"]
 Image = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/]+=*$")]
 
 
@@ -38,8 +42,8 @@ class _Plot(_Read):
     x_label: str
     y_label: str
     summary: str
-    curves: Annotated[dict[str, list[tuple[Number, Number]]], Field(min_length=1, max_length=16)]
-    band: tuple[tuple[Number, Number, Number], ...] = ()
+    curves: Annotated[dict[str, Curve], Field(min_length=1, max_length=16)]
+    band: Annotated[tuple[tuple[Number, Number, Number], ...], Field(max_length=MOST_POINTS)] = ()
 
 
 class Picture(_Read):
@@ -52,20 +56,23 @@ class Picture(_Read):
 
 class _Audit(_Read):
     name: str
-    verdict: str
+    verdict: Verdict
     sentence: str
     attacker: str
     null_means: str
     made: str
-    findings: tuple[Finding, ...]
-    plots: tuple[_Plot, ...] = ()
+    findings: Annotated[tuple[Finding, ...], Field(max_length=2_000)]
+    plots: Annotated[tuple[_Plot, ...], Field(max_length=16)] = ()
     pictures: Annotated[tuple[Picture, ...], Field(max_length=32)] = ()
 
 
+Lines = Annotated[tuple[str, ...], Field(max_length=100)]
+
+
 class _Audits(_Read):
-    audits: tuple[_Audit, ...]
-    notices: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    audits: Annotated[tuple[_Audit, ...], Field(max_length=16)]
+    notices: Lines = ()
+    left_out: Lines = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class AuditShown:
     """One audit as the page shows it."""
 
     name: str
-    verdict: str
+    verdict: Verdict
     sentence: str
     attacker: str
     null_means: str
@@ -104,7 +111,7 @@ def read_audits(path: Path) -> AuditsShown | None:
             raise ValueError("too large")
         read = _Audits.model_validate_json(path.read_bytes())
         shown = tuple(_shown(audit) for audit in read.audits)
-    except (ValidationError, ValueError, OSError, OverflowError) as error:
+    except (ValidationError, ValueError, OSError, OverflowError, RecursionError) as error:
         raise RunError(f"{path}: not what an audit writes ({type(error).__name__}); run privfm audit again") from None
     left_out = tuple(f"Left out for want of time: {line}." for line in read.left_out)
     return AuditsShown(shown, (*read.notices, *left_out))

@@ -95,12 +95,43 @@ def test_without_audits_there_is_no_section(tmp_path: Path) -> None:
         {"plots": [{"title": "x", "x_label": "y", "summary": "z", "curves": {"a": [[-1e308, 1], [1e308, 2]]}}]},
         {"findings": "none"},
         {"verdict": None},
+        {"verdict": "leak"},
+        {"findings": [{"check": "", "passed": True, "detail": ""}] * 2_001},
+        {"plots": audit()["plots"] * 17},
+        {"plots": [audit()["plots"][0] | {"curves": {"in": [[place, 1] for place in range(2_001)]}}]},
+        {"plots": [audit()["plots"][0] | {"band": [[place, 1, 2] for place in range(2_001)]}]},
     ],
-    ids=["elsewhere", "attribute", "no curves", "no number", "no points", "too far", "no findings", "no verdict"],
+    ids=[
+        *("elsewhere", "attribute", "no curves", "no number", "no points", "too far", "no findings", "no verdict"),
+        *("another verdict", "many findings", "many plots", "many points", "a long band"),
+    ],
 )
 def test_what_no_audit_writes_is_refused_in_a_line(tmp_path: Path, damaged: dict[str, Any]) -> None:
     with pytest.raises(RunError, match=r"audit\.json: not what an audit writes"):
         page(tmp_path, audit(**damaged))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps({"audits": [audit()] * 17}),
+        json.dumps({"audits": [audit()], "notices": ["again"] * 101}),
+        "[" * 300_000,
+        json.dumps({"audits": [audit(sentence="\ud800")]}),
+    ],
+    ids=["many audits", "many notices", "deep", "half of a letter"],
+)
+def test_a_file_that_no_audit_writes_is_refused_in_a_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "audit.json").write_text(content)
+    with pytest.raises(RunError, match="run privfm audit again"):
+        read_audits(tmp_path / "audit.json")
+
+
+def test_as_much_as_audits_write_is_shown(tmp_path: Path) -> None:
+    curve = [[place, 1] for place in range(2_000)]
+    plots = [audit()["plots"][0] | {"curves": {"in": curve}}] * 16
+    html = page(tmp_path, *[audit(plots=plots if name == 0 else [], name=f"audit {name}") for name in range(16)])
+    assert html.count("<dt>Audit ") == 16
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
