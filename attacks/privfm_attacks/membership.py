@@ -23,7 +23,7 @@ from privfm.plan import Plan
 from privfm_attacks.claims import Claim
 from privfm_attacks.overfitting import overfit
 from privfm_attacks.signals import SIGNALS, images_of, pooled_features, relative_signals
-from privfm_attacks.telling_apart import Progress, ToldApart, roc, roc_band, tell_apart
+from privfm_attacks.telling_apart import Progress, ToldApart, roc, roc_band, tell_apart, tell_kinds_apart
 from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict
 
 __all__ = ["CAUGHT", "FEWEST", "MembershipEffort", "audit_membership", "strangers", "tell_members"]
@@ -72,12 +72,13 @@ def audit_membership(
         learner, start: the network after and before the run.
         cohort: the run's images; members are those trained on.
         progress: told a stage, and how much of it is done.
-        others: patients of the same kind who were not; by default those whom the run held out.
+        others: patients of the same kind who were not, of a folder: figures about them stay where they are, also of a
+            run on built-in data. By default those whom the run held out.
     """
     plan = learner.plan
     known = strangers(plan, cohort, effort.patients) if others is None else [others]
     sides = list(cohort.images.values()), known
-    local = plan.data.source not in BUILT_IN
+    local = plan.data.source not in BUILT_IN or others is not None
     return tell_members(learner, start, *sides, Claim.of(plan), SIGNALS, effort, progress, local=local)
 
 
@@ -141,7 +142,7 @@ def _drawn(
 def _told_by(start: Learner, inside: Tensor, outside: Tensor, rng: np.random.Generator) -> ToldApart:
     """How well a network that never saw anybody tells the two sides apart: they should be of one kind."""
     features = [pooled_features(start, side) for side in (inside, outside)]
-    return tell_apart(*_cross_fitted(features[0], features[1], strength=0.1), rng)
+    return tell_kinds_apart(features[0], features[1], rng)
 
 
 def _some(
@@ -174,7 +175,11 @@ def strangers(plan: Plan, cohort: Cohort, patients: int) -> list[ImageSet]:
 
 @dataclass(frozen=True)
 class _Control:
-    """An encoder overfitted on purpose, what the attack made of it, and how it weighs signals from here on."""
+    """An encoder overfitted on purpose, what the attack made of it, and how it weighs signals from here on.
+
+    Its patients are scored by weights that other patients of its own gave, so their scores depend on each other: the
+    interval and p of `told` say how steady the area is, up to 1.4 times too narrow near chance, and decide nothing.
+    """
 
     told: ToldApart
     curve: Sequence[tuple[float, float]]
@@ -215,30 +220,27 @@ class _Control:
 
 
 def _fitted(
-    inside: Float[np.ndarray, "inside signals"], outside: Float[np.ndarray, "outside signals"], strength: float = 1.0
+    inside: Float[np.ndarray, "inside signals"], outside: Float[np.ndarray, "outside signals"]
 ) -> tuple[Float[np.ndarray, " signals"], Float[np.ndarray, " signals"]]:
     """Centre and weights of a logistic regression on standardised signals."""
     from sklearn.linear_model import LogisticRegression
 
     both = np.concatenate([inside, outside])
     mean, scale = both.mean(axis=0), both.std(axis=0) + 1e-12
-    model = LogisticRegression(C=strength, max_iter=1_000).fit(
-        (both - mean) / scale, np.arange(len(both)) < len(inside)
-    )
+    model = LogisticRegression(max_iter=1_000).fit((both - mean) / scale, np.arange(len(both)) < len(inside))
     return mean, model.coef_[0] / scale
 
 
 def _cross_fitted(
     inside: Float[np.ndarray, "inside signals"],
     outside: Float[np.ndarray, "outside signals"],
-    strength: float = 1.0,
     folds: int = 10,
 ) -> tuple[Float[np.ndarray, " inside"], Float[np.ndarray, " outside"]]:
     """Scores of both sides, each by weights from the other folds."""
     scores = [np.empty(len(side)) for side in (inside, outside)]
     for fold in range(folds):
         held = [np.arange(len(side)) % folds == fold for side in (inside, outside)]
-        mean, weights = _fitted(inside[~held[0]], outside[~held[1]], strength)
+        mean, weights = _fitted(inside[~held[0]], outside[~held[1]])
         for side, score, rows in zip((inside, outside), scores, held, strict=True):
             score[rows] = (side[rows] - mean) @ weights
     return scores[0], scores[1]
@@ -264,9 +266,10 @@ def _judged(
     *,
     local: bool,
 ) -> AuditResult:
+    """One kind of patients, or more told apart than the difference of kinds makes, and it is no excuse."""
     findings = _checks(claim, told, blind, control)
     verdict = Verdict.NO_LEAK_DETECTED
-    if not findings[0].passed and findings[-1].passed:
+    if not findings[0].passed and (findings[-1].passed or told.low > blind.high):
         verdict = Verdict.LEAK
     elif not all(finding.passed for finding in findings):
         verdict = Verdict.INCONCLUSIVE
@@ -301,7 +304,7 @@ def _checks(claim: Claim, told: ToldApart, blind: ToldApart, control: _Control) 
             "one kind of patients",
             not blind.beyond_chance and told.high >= 0.5,
             f"a network that never saw anybody tells the sides apart with {blind}; chance is needed, or what is told "
-            "apart are kinds of images",
+            "apart are kinds of images, unless it is more than that network does",
         ),
     )
 

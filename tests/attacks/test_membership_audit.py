@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from privfm_attacks import claims, membership
+from privfm_attacks import membership, telling_apart
 from privfm_attacks.claims import Claim, allowed_auc
 from privfm_attacks.membership import MembershipEffort, audit_membership
 from privfm_attacks.overfitting import overfit
-from privfm_attacks.telling_apart import ToldApart, roc, tell_apart
+from privfm_attacks.pooling import auc
+from privfm_attacks.telling_apart import FOLDS, RIDGE, ToldApart, roc, tell_apart, tell_kinds_apart
 from privfm_attacks.verdicts import AuditResult, Plot, Verdict
 
 from privfm.data import ArrayPixels, load_images
@@ -86,9 +87,9 @@ def test_an_encoder_overfitted_without_dp_leaks(overfitted: Network) -> None:
 def test_more_than_the_guarantee_allows_leaks(overfitted: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     start, cohort = setting()
     learner = start._replace(network=overfitted)
-    monkeypatch.setattr(claims, "allowed_auc", lambda events: 0.99)
+    monkeypatch.setattr(Claim, "allowed", 0.99)
     assert audit_membership(learner, start, cohort, QUICK).verdict is not Verdict.LEAK
-    monkeypatch.setattr(claims, "allowed_auc", lambda events: 0.51)
+    monkeypatch.setattr(Claim, "allowed", 0.51)
     assert audit_membership(learner, start, cohort, QUICK).verdict is Verdict.LEAK
 
 
@@ -102,6 +103,68 @@ def test_sides_of_two_kinds_settle_nothing(overfitted: Network) -> None:
     assert result.verdict is Verdict.INCONCLUSIVE
     assert failed(result)[-1] == "one kind of patients"
     assert result.figures["blind_auc"] > 0.7
+
+
+def figures_of(auc: float, low: float, high: float, p: float) -> ToldApart:
+    return ToldApart(auc, low, high, p, found=0.1, alarms=0.1)
+
+
+@pytest.mark.parametrize("claim", [Claim(), Claim.of_guarantee(1.0, 1e-5)])
+def test_a_faint_difference_of_kind_excuses_no_more_than_it_makes(claim: Claim) -> None:
+    blind = figures_of(0.567, 0.52, 0.62, 0.002)
+    control = membership._Control(figures_of(0.9, 0.85, 0.95, 0.002), (), 1, (), np.zeros(0), np.zeros(0))
+
+    def judged(told: ToldApart) -> AuditResult:
+        return membership._judged(claim, told, blind, control, Plot("", "", "", "", {}), local=False)
+
+    perfect = judged(figures_of(0.999, 0.996, 1.0, 0.002))
+    assert perfect.verdict is Verdict.LEAK
+    assert failed(perfect) == ["within what is allowed", "one kind of patients"]
+    assert judged(figures_of(0.58, 0.55, 0.61, 0.002)).verdict is Verdict.INCONCLUSIVE
+    blind = figures_of(0.9999, 0.998, 1.0, 0.002)
+    assert judged(figures_of(0.999, 0.996, 1.0, 0.002)).verdict is Verdict.INCONCLUSIVE
+
+
+def test_one_kind_of_patients_is_seldom_taken_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The p of labels that are dealt out before weights are fitted is uniform; dealt out after, it is not."""
+    monkeypatch.setattr(telling_apart, "RESAMPLES", 400)
+    rng = np.random.default_rng(0)
+    told = [tell_kinds_apart(rng.standard_normal((25, 6)), rng.standard_normal((25, 6)), rng) for _ in range(150)]
+    assert np.mean([each.p < 0.1 for each in told]) < 0.15
+    assert not any(each.beyond_chance for each in told)
+    assert np.mean([each.high - each.low for each in told]) > 0.48  # of independent scores: 0.4
+    assert tell_kinds_apart(rng.normal(0.8, 1.0, (25, 6)), rng.normal(0.0, 1.0, (25, 6)), rng).beyond_chance
+
+
+def test_scores_are_those_of_weights_fitted_to_others() -> None:
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    features, labels, folds = rng.standard_normal((30, 40)), rng.integers(2, size=30), np.arange(30) % FOLDS
+    scores = telling_apart._scores_of_labels(features, folds) @ labels
+    for fold in range(FOLDS):
+        scaler = StandardScaler().fit(features[folds != fold])
+        model = Ridge(RIDGE).fit(scaler.transform(features[folds != fold]), labels[folds != fold])
+        expected = scaler.transform(features[folds == fold]) @ model.coef_
+        np.testing.assert_allclose(scores[folds == fold], expected, atol=1e-9)
+    areas = telling_apart._areas(scores[:, None], labels[:, None].astype(float))
+    assert areas == pytest.approx([auc(scores, labels == 1)])
+
+
+@pytest.mark.parametrize(("others", "p"), [(20, 1 / 21), (99, 1 / 100), (120, 1 / 121)])
+def test_of_one_patient_p_is_as_small_as_can_be(others: int, p: float) -> None:
+    told = tell_apart(np.array([9.0]), np.linspace(0.0, 1.0, others), np.random.default_rng(0))
+    assert told.p == pytest.approx(p)
+    assert told.beyond_chance is (others == 120)
+
+
+def test_figures_about_a_folder_of_others_stay_at_the_hospital() -> None:
+    """Even those of a run on patients who are nobody's."""
+    start, cohort = setting()
+    strange, few = load_images("phantom", image_size=16, patients=9, seed=7), replace(QUICK, patients=9)
+    assert audit_membership(start, start, cohort, few, others=strange).local
+    assert not audit_membership(start, start, cohort, few).local
 
 
 @pytest.mark.parametrize(("low", "high", "passed"), [(0.40, 0.60, True), (0.40, 0.70, False), (0.46, 0.55, True)])
