@@ -11,6 +11,7 @@ hospital's own it is done only when asked for by name, and what is found stays a
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from privfm_attacks.claims import Claim
 from privfm_attacks.membership import CAUGHT, FEWEST, strangers
 from privfm_attacks.overfitting import overfit
 from privfm_attacks.signals import images_of, relative_signals
-from privfm_attacks.telling_apart import Progress, ToldApart, tell_apart
+from privfm_attacks.telling_apart import CHANCE, Progress, ToldApart, tell_apart
 from privfm_attacks.verdicts import AuditResult, Finding, Verdict
 
 __all__ = ["ForgetEffort", "Pair", "audit_forgetting", "pair_of"]
@@ -203,7 +204,7 @@ def _of_pair(
     before = references.told_apart(load_network(pair.was.root), asked, bystanders, rng)
     figures = {**figures, "asked_out": len(asked), **_figures("as it stood", before)}
     if pair.again is None:
-        return _not_trained_again(plan, before, findings, figures)
+        return _not_trained_again(plan, before, (len(asked), len(bystanders)), findings, figures)
     after = references.told_apart(load_network(pair.again.root), asked, bystanders, rng)
     findings.append(Finding("trained again, like models that never saw them", not after.beyond_chance, str(after)))
     figures |= _figures("trained again", after)
@@ -247,12 +248,34 @@ def _equivalent_in_rehearsal(rehearsed: ToldApart) -> Finding:
 
 
 def _not_trained_again(
-    plan: Plan, before: ToldApart, findings: list[Finding], figures: dict[str, float]
+    plan: Plan, before: ToldApart, people: tuple[int, int], findings: list[Finding], figures: dict[str, float]
 ) -> AuditResult:
+    """The model as it stands, beside what is claimed of it; seeing nothing counts where something could be seen.
+
+    More than is claimed has to be beyond chance as well: of one patient, people drawn anew are always that one, and an
+    interval that tells nothing of others whom it might have been is above what is allowed in one sound run of five.
+
+    Args:
+        people: how many asked out, and how many bystanders there are.
+    """
     stands = Claim.of(plan).judge("as it stands", before)
-    verdict = Verdict.NO_LEAK_DETECTED if stands.passed else Verdict.LEAK
-    sentence = _SENTENCES["kept" if stands.passed else "withdraw"]
-    return _result(plan, verdict, f"{sentence} ({before})", [*findings, stands], figures)
+    enough = _enough(before, *people)
+    told = not stands.passed and before.beyond_chance
+    sentence = "withdraw" if told else "kept" if stands.passed and enough.passed else "few"
+    verdict = {"withdraw": Verdict.LEAK, "kept": Verdict.NO_LEAK_DETECTED}.get(sentence, Verdict.INCONCLUSIVE)
+    findings = [*findings, stands, *([] if told else [enough])]
+    return _result(plan, verdict, f"{_SENTENCES[sentence]} ({before})", findings, figures)
+
+
+def _enough(told: ToldApart, asked: int, bystanders: int) -> Finding:
+    """Whether so few could be told from so many at all, and what was found leaves no room for much."""
+    least = 1 / math.comb(asked + bystanders, asked)
+    return Finding(
+        "enough asked out",
+        least < CHANCE and told.high <= EQUIVALENT,
+        f"{told}; {EQUIVALENT} is the most; of {asked} who asked out and {bystanders} bystanders p is {least:.2g} at "
+        f"least, and below {CHANCE} is needed",
+    )
 
 
 def _of_before(before: ToldApart) -> str:
@@ -272,6 +295,9 @@ _SENTENCES = {
     "that nothing of them is left in it",
     "withdraw": "the model as it stands gives away who asked out: withdraw it, and train again without them",
     "kept": "nothing is seen of who asked out in the model as it stands, which was not trained again",
+    "few": "who asked out, or bystanders to them, are too few for a comparison to show whether something of them is in "
+    "the model as it stands: train again without them (privfm forget --out NEW), which is checked "
+    "without one, or ask for this audit again when more have asked out",
 }
 
 

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from privfm_attacks import forgetting
 from privfm_attacks import run as audits
+from privfm_attacks.claims import Claim
 from privfm_attacks.forgetting import ForgetEffort, Pair, audit_forgetting, pair_of
 from privfm_attacks.overfitting import overfit
+from privfm_attacks.telling_apart import ToldApart, tell_apart
 from privfm_attacks.verdicts import AuditResult, Verdict
 
 from privfm.errors import RunError
@@ -106,6 +109,42 @@ def test_a_run_that_was_not_trained_again_leaks_what_it_learnt(runs: Path, tmp_p
     result = audited(runs, pair)
     assert result.verdict is Verdict.LEAK
     assert "withdraw it" in result.sentence
+
+
+def as_it_stands(told: ToldApart, asked: int, bystanders: int) -> AuditResult:
+    return forgetting._not_trained_again(parse_plan(PLAN), told, (asked, bystanders), [], {})
+
+
+@pytest.mark.parametrize("claim", [Claim(), Claim.of_guarantee(8.0, 1e-5)])
+def test_seeing_nothing_is_nothing_where_nothing_could_be_seen(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Claim, "of", lambda plan: claim)
+    rng = np.random.default_rng(0)
+    few = as_it_stands(tell_apart(np.array([-9.0]), rng.standard_normal(20), rng), 1, 20)
+    assert few.verdict is Verdict.INCONCLUSIVE
+    assert failed(few) == ["enough asked out"]
+    assert "train again without them" in few.sentence
+    wide = as_it_stands(tell_apart(rng.standard_normal(9), rng.standard_normal(60), rng), 9, 60)
+    assert wide.verdict is Verdict.INCONCLUSIVE
+    many = as_it_stands(tell_apart(rng.standard_normal(90), rng.standard_normal(120), rng), 90, 120)
+    assert many.verdict is Verdict.NO_LEAK_DETECTED
+    assert many.findings[-1].passed
+
+
+def test_one_patient_learnt_by_heart_leaks_or_is_too_few_but_never_passes() -> None:
+    rng = np.random.default_rng(0)
+    for bystanders, verdict in ((20, Verdict.INCONCLUSIVE), (99, Verdict.INCONCLUSIVE), (120, Verdict.LEAK)):
+        told = tell_apart(np.array([1e9]), rng.standard_normal(bystanders), rng)
+        assert as_it_stands(told, 1, bystanders).verdict is verdict
+
+
+def test_one_innocent_patient_who_stands_out_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in five lies above what epsilon 1 allows, by an area whose interval knows of no other patient."""
+    monkeypatch.setattr(Claim, "of", lambda plan: Claim.of_guarantee(1.0, 1e-5))
+    told = tell_apart(np.array([1.5]), np.random.default_rng(0).standard_normal(120), np.random.default_rng(0))
+    assert told.low > Claim.of_guarantee(1.0, 1e-5).allowed
+    result = as_it_stands(told, 1, 120)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert failed(result) == ["as it stands", "enough asked out"]
 
 
 def test_a_control_that_learns_nothing_makes_it_inconclusive(runs: Path) -> None:
