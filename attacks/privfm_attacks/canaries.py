@@ -27,8 +27,9 @@ __all__ = ["CONFIDENCE", "audit_canaries"]
 
 CANARIES = 400
 CONFIDENCE = 0.95
-"""Of the bounds of all hospitals together. One above the claim is taken anew, with other canaries, and the lower of the
-two counts: a false alarm in one run of 400 at most."""
+"""Of the bounds of all hospitals together, by steps, and of each of the two further downstream. What is above the claim
+is taken anew, with other canaries, and the lower of the two counts. A false alarm is made by steps in one run of 400 at
+most (5% twice), and by updates or sums, taken anew together, in four of 400 (10% twice): in five of 400 in all."""
 
 
 @dataclass(frozen=True)

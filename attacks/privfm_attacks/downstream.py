@@ -2,9 +2,10 @@
 
 The hospital's optimiser and the average over hospitals come between its noised steps and what others see, and weaken
 what canaries show; how much of a step's strength is left depends on both. So scores are standardised by the weights
-that no canary pulls, and each view has a ceiling of its own: what it would show with next to no noise. None of this
-reaches a verdict. It tells how much of what the steps' bound says is still there for a coordinator, or for whoever
-has the model.
+that no canary pulls, and each view has a ceiling of its own: what it would show with next to no noise. A bound by
+updates or sums that is above the claim makes the canary audit a LEAK; below it, it says nothing, since canaries are
+weakened. What canary clients estimate of the final model is no bound, and reaches no verdict. All three tell how much
+of what the steps' bound says is still there for a coordinator, or for whoever has the model.
 
 The federation is rehearsed with the plan's mechanisms, optimisers, weights and strategy. One hospital holds canaries
 alone and the others nobody. Updates are not rounded as masking needs, which would weaken the canaries further.
