@@ -63,9 +63,9 @@ def failed_checks(plan: Plan, plant: Plant = lambda _: None) -> set[str]:
     return failed
 
 
-def slow(sample_rate: float) -> Any:
-    """The same again at another rate, which takes a while."""
-    return pytest.param(sample_rate, marks=pytest.mark.slow)
+def slow(value: Any) -> Any:
+    """The same again of something else, which takes a while."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -86,10 +86,10 @@ def test_what_is_sound_passes_however_seldom_units_are_drawn(sample_rate: float)
 @pytest.mark.parametrize(
     "sections",
     [
-        {"evaluation": {"local_loss": True, "loss_bound": 2.0}},
-        {"optimizer": {"name": "adam"}},
+        slow({"evaluation": {"local_loss": True, "loss_bound": 2.0}}),
+        slow({"optimizer": {"name": "adam"}}),
         {"optimizer": {"name": "adam-bc"}},
-        {"federation": {"rounds": 1, "local_steps": 25, "retry_rounds": 0}},
+        slow({"federation": {"rounds": 1, "local_steps": 25, "retry_rounds": 0}}),
     ],
     ids=["loss", "adam", "adam-bc", "many steps"],
 )
@@ -98,7 +98,14 @@ def test_other_sound_plans_pass(sections: dict[str, dict[str, Any]], sample_rate
 
 
 @pytest.mark.parametrize(
-    "more", [{"clip_quantile": 0.5}, {"noise_terms": 4}, {"epsilon": 0.05}, {"dp": False}, {"clip_norm": 1e-4}]
+    "more",
+    [
+        slow({"clip_quantile": 0.5}),
+        slow({"noise_terms": 4}),
+        slow({"epsilon": 0.05}),
+        {"dp": False},
+        {"clip_norm": 1e-4},
+    ],
 )
 @pytest.mark.parametrize("sample_rate", [0.5, slow(0.005)])
 def test_sound_noise_of_any_size_passes(more: dict[str, Any], sample_rate: float) -> None:
