@@ -139,7 +139,7 @@ def audit_forgetting(
     if not all(finding.passed for finding in findings):
         return _result(start.plan, Verdict.INCONCLUSIVE, _SENTENCES["blind"], findings, figures)
     if pair is None:
-        return _result(start.plan, Verdict.NO_LEAK_DETECTED, _SENTENCES["rehearsed"], findings, figures)
+        return _result(start.plan, Verdict.INCONCLUSIVE, _SENTENCES["rehearsed"], findings, figures)
     return _of_pair(pair, cohort, references, effort, rng, findings, figures)
 
 
@@ -286,8 +286,8 @@ def _of_before(before: ToldApart) -> str:
 
 _SENTENCES = {
     "blind": "the control was not caught, or an innocent model was: nothing can be concluded",
-    "rehearsed": "nobody asked out; of patients chosen at random a model that saw them gives them away, and one that "
-    "was trained again without them does not",
+    "rehearsed": "nobody asked out, so that there is nothing to judge; of patients chosen at random a model that saw "
+    "them gives them away, and one that was trained again without them does not",
     "other": "the run that was trained again is not the same run without those who asked out",
     "told": "the model that was trained again gives away who asked out",
     "forgotten": "the model that was trained again cannot be told from models that never saw who asked out",

@@ -34,6 +34,9 @@ CAUGHT = 0.75
 WIDEST = 0.05
 """Half of an interval that still says something where it reaches beyond what is allowed, or nothing is claimed."""
 
+NO_ROOM = 0.99
+"""Area that may be reached, from which on no attack could show too much."""
+
 FEWEST = 20
 """Patients on a side."""
 
@@ -299,6 +302,12 @@ def _checks(claim: Claim, told: ToldApart, blind: ToldApart, control: _Control) 
             "enough patients",
             within or width <= WIDEST,
             f"interval of {width:.3f} to either side; {WIDEST} is the most, unless all of it is within what is allowed",
+        ),
+        Finding(
+            "room above what is allowed",
+            not claim.guaranteed or claim.allowed < NO_ROOM,
+            f"{claim.allowed:.3f} is allowed; from {NO_ROOM} on no attack could show a leak: it could of a smaller "
+            "epsilon, or of the run itself, about which the accountant knows more",
         ),
         Finding(
             "one kind of patients",

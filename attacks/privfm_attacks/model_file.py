@@ -8,6 +8,7 @@ encoder gives less away than all of its network.
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class ModelFile:
     """A model, and what is said of it.
 
     Args:
-        path: the folder with model.safetensors and config.json, or one of the two.
+        path: the folder with model.safetensors and config.json, or a file of weights with config.json beside it.
         members: a folder of images of patients whom it was trained on, as for `privfm train --data`.
         others: one of patients of the same kind whom it was not trained on.
         claim: the guarantee that it is said to have.
@@ -45,6 +46,11 @@ class ModelFile:
     @property
     def folder(self) -> Path:
         return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def weights(self) -> Path:
+        """The file that is read."""
+        return self.path if self.path.suffix == ".safetensors" else self.folder / "model.safetensors"
 
 
 def audit_model(model: ModelFile, effort: MembershipEffort, observer: Observer) -> AuditResult:
@@ -69,8 +75,9 @@ def audit_model(model: ModelFile, effort: MembershipEffort, observer: Observer) 
     result = tell_members(
         learner, start, [members], [others], model.claim, OF_ENCODERS, effort, observer.progress, local=True
     )
+    told = f"{model.weights}, SHA-256 {hashlib.sha256(model.weights.read_bytes()).hexdigest()[:16]}..."
     read = f"{len(members.patients)} patients in {model.members}, {len(others.patients)} others in {model.others}"
-    return replace(result, findings=(*result.findings, Finding("images", True, read)))
+    return replace(result, findings=(*result.findings, Finding("model", True, told), Finding("images", True, read)))
 
 
 def _images(folder: Path, backbone: Backbone) -> ImageSet:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from privfm import __version__
 from privfm.data import ImageSet, load_images
@@ -20,7 +22,9 @@ from privfm.federation.observer import Observer
 from privfm.federation.planning import complete_plan
 from privfm.federation.stating import BUILT_IN
 from privfm.federation.verifying import begun_plan, verify_run
+from privfm.models import merged_state, read_tensors
 from privfm.plan import Plan
+from privfm_attacks.advice import ON_LEAK
 from privfm_attacks.canaries import audit_canaries
 from privfm_attacks.coordinator_log import read_log
 from privfm_attacks.forgetting import ForgetEffort, audit_forgetting, pair_of
@@ -44,7 +48,7 @@ class Subject:
 
     Args:
         plan: complete.
-        learner: the network that training starts with.
+        start: gives the network that training starts with.
         run: what the plan became; None before it is run.
         quick: whether minutes count.
         asked: names of the audits that were asked for one by one.
@@ -53,7 +57,7 @@ class Subject:
     """
 
     plan: Plan
-    learner: Learner
+    start: Callable[[], Learner]
     run: RunDirectory | None
     quick: bool
     asked: frozenset[str]
@@ -80,8 +84,9 @@ class Audit:
 
 
 def _mechanism(subject: Subject) -> AuditResult:
-    subject.learner.network.train()
-    return audit_mechanism(subject.plan, subject.learner)
+    learner = subject.start()
+    learner.network.train()
+    return audit_mechanism(subject.plan, learner)
 
 
 def _run_of(subject: Subject) -> RunDirectory:
@@ -142,10 +147,24 @@ def _membership(subject: Subject) -> AuditResult:
         )
     effort = _QUICK_MEMBERSHIP if subject.quick else MembershipEffort()
     learner = load_network(run.root, "network.safetensors")
+    _check_published(run, learner)
     cohort = gather_cohort(plan, read_forgotten(run))
     others = None if subject.others is None else _others(subject.others, plan, cohort)
-    result = audit_membership(learner, subject.learner, cohort, effort, subject.observer.progress, others)
+    result = audit_membership(learner, subject.start(), cohort, effort, subject.observer.progress, others)
     return replace(result, local=result.local or others is not None)
+
+
+def _check_published(run: RunDirectory, learner: Learner) -> None:
+    """Raise RunError when the model that would be given out is not the encoder that is looked at."""
+    path, own = run.root / "model.safetensors", merged_state(learner.network.backbone.timm)
+    given = read_tensors(path)
+    if given.keys() != own.keys() or not all(_alike(given[name], value) for name, value in own.items()):
+        raise RunError(f"{path}: is not the encoder that this run trained; restore it before anything is published")
+
+
+def _alike(one: Tensor, two: Tensor) -> bool:
+    """But for rounding: adapters may have been merged on another device."""
+    return one.shape == two.shape and torch.allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
 def _others(folder: Path, plan: Plan, cohort: Cohort) -> ImageSet:
@@ -164,13 +183,14 @@ def _forget(subject: Subject) -> AuditResult:
         )
     cohort = gather_cohort(plan, read_forgotten(run))
     effort = ForgetEffort(seconds=10.0) if subject.quick else ForgetEffort()
-    return audit_forgetting(subject.learner, cohort, pair_of(run), effort, subject.observer.progress)
+    return audit_forgetting(subject.start(), cohort, pair_of(run), effort, subject.observer.progress)
 
 
 def _reconstruction(subject: Subject) -> AuditResult:
-    subject.learner.network.train()
+    learner = subject.start()
+    learner.network.train()
     effort = ReconstructionEffort(images=10, noised=50, iterated=0) if subject.quick else None
-    return audit_reconstruction(subject.plan, subject.learner, effort)
+    return audit_reconstruction(subject.plan, learner, effort)
 
 
 AUDITS = {
@@ -232,14 +252,17 @@ def audit_run(
 
     Raises:
         InputError: an audit of that name does not exist, or the folder is no run's.
-        RunError: the folder's plan, facts or start are damaged.
+        RunError: the folder's plan or facts are damaged.
         VerificationError: the plan in the folder is not the one that the run was begun with.
     """
     _check_names(only, AUDITS)
     run, observer = RunDirectory.existing(root), observer or Observer()
+    if others is not None and not others.exists():
+        raise InputError(f"--held-out {others}: no such folder")
     with _not_too_deep(root):
-        plan, start, facts = _plan_of(run), load_network(root, "start.safetensors"), run.facts()
+        plan, facts = _plan_of(run), run.facts()
         names = [name for name in AUDITS if name in (only or _usual(run))]
+    start = partial(load_network, root, "start.safetensors")
     subject = Subject(plan, start, run, quick, frozenset(only), observer, others)
     report = replace(_made(subject, names), notices=_notices(facts, names))
     return keep_report(report, root, list(AUDITS), facts.run)
@@ -279,7 +302,7 @@ def audit_file(model: ModelFile, *, quick: bool = False, observer: Observer | No
     result = replace(_unbroken("membership", lambda: audit_model(model, effort, observer), local=True), quick=quick)
     others = ", ".join(name for name in AUDITS if name != "membership")
     notice = f"of a model alone membership is all that can be audited; not done, for want of its run: {others}"
-    report = Report((result,), (notice,), (AUDITS["membership"].left_out,) if quick else ())
+    report = Report((result,), (notice,), (AUDITS["membership"].left_out,) if quick and result.done else ())
     (model.folder / LOCAL).parent.mkdir(mode=0o700, exist_ok=True)
     return keep_report(report, model.folder, list(AUDITS))
 
@@ -303,7 +326,7 @@ def rehearse(plan: Plan, only: Sequence[str] = (), *, quick: bool = False, obser
     observer = observer or Observer()
     observer.stage(f"reading {plan.data.source}")
     whole = complete_plan(plan, gather_cohort(plan).nominal_units, clip_norm=1.0, loss_bound=1.0)
-    subject = Subject(whole, build_learner(whole), None, quick, frozenset(only), observer)
+    subject = Subject(whole, lambda: build_learner(whole), None, quick, frozenset(only), observer)
     return _made(subject, [name for name in possible if name in (only or possible)])
 
 
@@ -325,7 +348,7 @@ def _made(subject: Subject, names: Sequence[str]) -> Report:
         local = name in _READS_IMAGES and (_of_people(subject.plan) or subject.others is not None)
         result = _tried(name, lambda name=name: AUDITS[name].attempt(subject), local=local)  # type: ignore[misc]
         results.append(replace(result, quick=subject.quick and bool(AUDITS[name].left_out)))
-    left_out = [AUDITS[name].left_out for name in names if subject.quick and AUDITS[name].left_out]
+    left_out = [AUDITS[result.name].left_out for result in results if result.quick and result.done]
     return Report(tuple(results), (), tuple(left_out))
 
 
@@ -340,7 +363,8 @@ def _tried(name: str, attempt: Callable[[], AuditResult], *, local: bool) -> Aud
 def _unbroken(name: str, attempt: Callable[[], AuditResult], *, local: bool) -> AuditResult:
     """The same, where what is wrong with files and flags is for the caller to tell."""
     try:
-        return attempt().finite()
+        result = attempt().finite()
+        return replace(result, advice=ON_LEAK[name]) if result.verdict is Verdict.LEAK else result
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
         told = " ".join(str(error).split())[:200]
         return not_done(name, f"broke off: {type(error).__name__}: {told}", local=local)

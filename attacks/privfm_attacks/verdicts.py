@@ -103,6 +103,7 @@ class AuditResult:
         made: when, in ISO 8601; empty until it is kept.
         done: whether it was carried out; if not, the sentence says why, and the verdict is INCONCLUSIVE.
         quick: whether less was tried than could be.
+        advice: what to do about a leak.
     """
 
     name: str
@@ -118,6 +119,7 @@ class AuditResult:
     made: str = ""
     done: bool = True
     quick: bool = False
+    advice: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

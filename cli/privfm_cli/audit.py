@@ -190,7 +190,7 @@ def _failed(result: AuditResult) -> list[str]:
         if not finding.passed:
             by_check.setdefault(finding.check, []).append(finding.detail)
     return [
-        f"FAILED {check}: {first}" + (f"; and {len(more)} more, in audit.json" if more else "")
+        f"FAILED {check}: {first}" + (f"; and {len(more)} more" if more else "")
         for check, (first, *more) in by_check.items()
     ]
 
@@ -200,6 +200,7 @@ def _tell_one(result: AuditResult) -> None:
     for line in (
         result.sentence,
         *_failed(result),
+        *([f"What to do: {result.advice}"] if result.advice else []),
         f"Assumed: {result.attacker}.",
         *([] if result.verdict == "LEAK" else [result.null_means]),
     ):

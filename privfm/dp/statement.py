@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import comb
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,7 @@ from privfm.dp.statement_text import Section, sections_of, text_of
 
 __all__ = [
     "AuditBound",
+    "AuditVerdict",
     "ComposedGuarantee",
     "CurvePoint",
     "EventRow",
@@ -108,10 +109,17 @@ class FinalModelGuarantee(_Part):
 class AuditBound(_Part):
     """What an attack showed: epsilon is at least `lower_bound` with that confidence; it could have shown `ceiling`."""
 
-    audit: str
     lower_bound: float
     ceiling: float
     confidence: float
+
+
+class AuditVerdict(_Part):
+    """What an audit found; with a bound on epsilon where it looks for one."""
+
+    audit: str
+    verdict: Literal["LEAK", "NO LEAK DETECTED", "INCONCLUSIVE"]
+    bound: AuditBound | None = None
 
 
 class PrivacyStatement(_Part):
@@ -147,7 +155,7 @@ class PrivacyStatement(_Part):
     tuning_runs: tuple[str, ...] = ()
     public_data: tuple[str, ...] = ()
     randomness: str
-    audits: tuple[AuditBound, ...] = ()
+    audits: tuple[AuditVerdict, ...] = ()
 
     def to_json(self) -> str:
         """The statement as indented JSON."""

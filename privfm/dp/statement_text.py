@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from privfm.dp.figures import figure
 
 if TYPE_CHECKING:
-    from privfm.dp.statement import HospitalStatement, PrivacyStatement
+    from privfm.dp.statement import AuditBound, HospitalStatement, PrivacyStatement
 
 __all__ = ["Section", "sections_of", "text_of"]
 
@@ -218,11 +218,16 @@ def _audits(statement: PrivacyStatement) -> Section:
         return Section("What attacks showed", ("No audit has been run.",))
     return Section(
         "What attacks showed",
-        items=tuple(
-            f"{each.audit}: epsilon is at least {each.lower_bound:.3g} ({each.confidence:.0%} confidence); "
-            f"the attack could have shown up to {each.ceiling:.3g}"
-            for each in statement.audits
-        ),
+        items=tuple(f"{each.audit}: {each.verdict}{_bound(each.bound)}" for each in statement.audits),
+    )
+
+
+def _bound(bound: AuditBound | None) -> str:
+    if bound is None:
+        return ""
+    return (
+        f"; epsilon is at least {bound.lower_bound:.3g} ({bound.confidence:.0%} confidence), and the attack could have "
+        f"shown up to {bound.ceiling:.3g}"
     )
 
 

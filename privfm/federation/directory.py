@@ -110,7 +110,7 @@ class RunDirectory:
         path = self.root / name
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, RecursionError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({type(error).__name__}); the run's folder is damaged") from None
 
     def next_attempt(self, number: int, *, anew: bool = False) -> tuple[int, int]:
@@ -139,7 +139,7 @@ class RunDirectory:
             return []
         try:
             return [RoundRecord.from_json(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}: cannot be read ({type(error).__name__}); the run's folder is damaged") from None
 
     def finish_round(self, record: RoundRecord, checkpoint: Checkpoint) -> None:

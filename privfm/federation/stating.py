@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from privfm.dp.account import Account
 from privfm.dp.accounting import accountant_version, epsilon
@@ -11,6 +12,7 @@ from privfm.dp.ledger import Ledger
 from privfm.dp.peers import check_heads
 from privfm.dp.statement import (
     AuditBound,
+    AuditVerdict,
     ComposedGuarantee,
     FinalModelGuarantee,
     HospitalStatement,
@@ -27,7 +29,15 @@ from privfm.federation.summed import sum_guarantee
 from privfm.ids import HospitalId
 from privfm.plan import HospitalPlan, Plan
 
-__all__ = ["composed_result", "hospital_result", "make_statement", "state_run", "statement_from", "sums_of"]
+__all__ = [
+    "audits_of",
+    "composed_result",
+    "hospital_result",
+    "make_statement",
+    "state_run",
+    "statement_from",
+    "sums_of",
+]
 
 PUBLIC = (
     "The default clip norm and bound on losses are measured on procedural images, which show nobody.",
@@ -70,7 +80,7 @@ def state_run(directory: RunDirectory, hospital: str | None = None) -> PrivacySt
         check_heads(list(ledgers.values()), run=str(directory.root))
         whole = statement_from(directory, plan, ledgers)
     rows = tuple(row for row in whole.hospitals if hospital in (None, row.id))
-    return whole.model_copy(update={"hospitals": rows, "audits": _audits(directory)})
+    return whole.model_copy(update={"hospitals": rows, "audits": audits_of(directory)})
 
 
 def statement_from(directory: RunDirectory, plan: Plan, accounts: Mapping[str, Account]) -> PrivacyStatement:
@@ -118,20 +128,34 @@ def composed_result(plan: Plan, accounts: Mapping[HospitalId, Account], run: str
     return None if worst is None else worst.epsilon
 
 
-def _audits(directory: RunDirectory) -> tuple[AuditBound, ...]:
-    """Return the bounds on epsilon that audits of the run have found, from audit.json; () before one was made."""
+def audits_of(directory: RunDirectory) -> tuple[AuditVerdict, ...]:
+    """Return what audits of the run have found, from audit.json; () before one was made.
+
+    Raises:
+        RunError: it is not what an audit writes.
+    """
     path = directory.root / "audit.json"
     if not path.exists():
         return ()
     try:
-        found = [(each["name"], each["figures"]) for each in directory.read_json(path.name)["audits"]]
+        found = directory.read_json(path.name)["audits"]
         return tuple(
-            AuditBound(audit=name, lower_bound=told["bound"], ceiling=told["ceiling"], confidence=told["confidence"])
-            for name, told in found
-            if "bound" in told
+            AuditVerdict(audit=each["name"], verdict=each["verdict"], bound=_bound_of(each["name"], each["figures"]))
+            for each in found
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: not what an audit writes ({type(error).__name__}); run privfm audit again") from None
+
+
+def _bound_of(name: str, figures: Mapping[str, Any]) -> AuditBound | None:
+    """What canaries alone look for: a bound on epsilon."""
+    if name != "canaries" or not {"bound", "ceiling", "confidence"} <= figures.keys():
+        return None
+    return AuditBound(
+        lower_bound=figures["bound"],
+        ceiling=max(figures["ceiling"], figures["bound"]),
+        confidence=figures["confidence"],
+    )
 
 
 def sums_of(

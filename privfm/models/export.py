@@ -43,14 +43,15 @@ def save_backbone(backbone: Backbone, directory: Path) -> None:
 
 
 def load_backbone(path: Path) -> Backbone:
-    """The backbone that `save_backbone` wrote; `path` is the directory or one of the two files.
+    """The backbone that `save_backbone` wrote; `path` is the directory or one of the two files, however it is named.
 
     Raises:
         ModelError: a file is missing, damaged or of another kind, or the weights do not fit the description.
     """
     directory = path if path.is_dir() else path.parent
+    weights = path if path.is_file() and path.suffix == ".safetensors" else directory / WEIGHTS
     backbone = build_backbone(_read_spec(directory / CONFIG), seed=0)
-    _load_strictly(backbone, read_tensors(directory / WEIGHTS), directory / WEIGHTS)
+    _load_strictly(backbone, read_tensors(weights), weights)
     return backbone
 
 

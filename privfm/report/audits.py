@@ -61,6 +61,7 @@ class _Audit(_Read):
     attacker: str
     null_means: str
     made: str
+    advice: str = ""
     findings: Annotated[tuple[Finding, ...], Field(max_length=2_000)]
     plots: Annotated[tuple[_Plot, ...], Field(max_length=16)] = ()
     pictures: Annotated[tuple[Picture, ...], Field(max_length=32)] = ()
@@ -85,6 +86,7 @@ class AuditShown:
     attacker: str
     null_means: str
     made: str
+    advice: str
     findings: tuple[Finding, ...]
     charts: tuple[LineChart, ...]
     pictures: tuple[Picture, ...]
@@ -96,6 +98,11 @@ class AuditsShown:
 
     audits: tuple[AuditShown, ...]
     remarks: tuple[str, ...]
+
+    @property
+    def leaks(self) -> tuple[str, ...]:
+        """Audits that found one."""
+        return tuple(each.name for each in self.audits if each.verdict == "LEAK")
 
 
 def read_audits(path: Path) -> AuditsShown | None:
@@ -136,6 +143,7 @@ def _shown(audit: _Audit) -> AuditShown:
         audit.attacker,
         audit.null_means,
         audit.made[:10],
+        audit.advice,
         audit.findings,
         charts,
         audit.pictures,

@@ -14,7 +14,7 @@ from privfm.dp.statement import PrivacyStatement
 from privfm.errors import InputError, PrivfmError, RunError, VerificationError
 from privfm.federation import directory as run_directory
 from privfm.federation.records import RoundRecord
-from privfm.federation.stating import state_run
+from privfm.federation.stating import audits_of, state_run
 from privfm.federation.verifying import verify_run
 from privfm.plan import Plan, stored_plan
 
@@ -62,6 +62,9 @@ def read_run(directory: Path) -> RunDirectory:
     if not plan_path.is_file():
         raise InputError(f"{directory}: not a run (no plan.toml); give the folder that privfm train wrote")
     statement = _read_statement(directory / "privacy.json")
+    if statement is not None and (directory / "audit.json").exists():  # made after the statement
+        audits = audits_of(run_directory.RunDirectory.existing(directory))
+        statement = statement.model_copy(update={"audits": audits})
     return RunDirectory(
         path=directory,
         plan=stored_plan(plan_path),

@@ -12,6 +12,7 @@ from privfm.dp.accounting import epsilon
 from privfm.dp.events import SampledGaussian, events_from_json
 from privfm.dp.statement import (
     AuditBound,
+    AuditVerdict,
     FinalModelGuarantee,
     HospitalStatement,
     PrivacyStatement,
@@ -82,10 +83,20 @@ def test_json_carries_every_field_that_a_reader_has_to_have() -> None:
     } <= data["hospitals"][0].keys()  # fmt: skip
 
 
+FOUND = (
+    AuditVerdict(
+        audit="canaries",
+        verdict="NO LEAK DETECTED",
+        bound=AuditBound(lower_bound=0.4, ceiling=6.1, confidence=0.95),
+    ),
+    AuditVerdict(audit="membership", verdict="LEAK"),
+)
+
+
 def test_json_gives_back_the_same_statement() -> None:
     whole = statement(
         composed=(composed_guarantee({"north": CHARGED, "south": CHARGED}, 1e-5),),
-        audits=(AuditBound(audit="canaries", lower_bound=0.4, ceiling=6.1, confidence=0.95),),
+        audits=FOUND,
         final_model=FinalModelGuarantee(epsilon=1.2, delta=1e-5, assumes=("all hospitals add their noise",)),
     )
     assert PrivacyStatement.from_json(whole.to_json()) == whole
@@ -174,17 +185,17 @@ def test_tables_are_tables() -> None:
 def test_optional_parts_appear_when_there_is_something_to_say() -> None:
     whole = statement(
         composed=(composed_guarantee({"north": CHARGED, "south": CHARGED}, 1e-5),),
-        audits=(AuditBound(audit="canaries", lower_bound=0.4, ceiling=6.1, confidence=0.95),),
+        audits=FOUND,
         final_model=FinalModelGuarantee(epsilon=1.2, delta=1e-5, assumes=("all hospitals add their noise",)),
     )
     text = " ".join(whole.to_text().split())
+    assert "membership: LEAK" in text
     both = epsilon([*CHARGED, *CHARGED], 1e-5)
     assert f"with images at north, south: epsilon {both:.3f}" in text
     assert f"epsilon is at most {both:.3f} for one with images at north, south, and " in text  # before any smaller one
     assert f"e^epsilon = {math.exp(both):,.3g} times" in text
-    assert "canaries: epsilon is at least 0.4 (95% confidence); the attack could have shown up to 6.1" in " ".join(
-        text.split()
-    )
+    told = "epsilon is at least 0.4 (95% confidence), and the attack could have shown up to 6.1"
+    assert f"canaries: NO LEAK DETECTED; {told}" in text
     assert "For users of the final model only" in text
 
 

@@ -25,6 +25,7 @@ def audit(**changed: Any) -> dict[str, Any]:
         "null_means": "It shows no more.",
         "findings": [{"check": "bound within the claim", "passed": False, "detail": "9 of 8"}],
         "figures": {"bound": 9.0},
+        "advice": "Do not publish.",
         "made": "2026-01-02T03:04:05+00:00",
         "plots": [
             {
@@ -56,6 +57,10 @@ def test_the_page_tells_verdicts_checks_plots_and_pictures(tmp_path: Path) -> No
     assert 'text-anchor="middle">canaries</text>' in html
     assert len(html.partition('<polygon class="band s0" points="')[2].partition('"')[0].split()) == 4
     assert "2026-01-02" in html
+    assert "<strong>What to do:</strong> Do not publish." in html
+    assert "<strong>LEAK</strong>" in html
+    assert "<details open>" in html
+    assert "<strong>LEAK</strong>" not in page(tmp_path / "other", audit(verdict="NO LEAK DETECTED"))
     assert html.count(PIXEL) == 2
     assert "Left out for want of time: half of the views." in html
 
