@@ -63,8 +63,8 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
         name="canaries",
         verdict=_verdict(rows, worst, further),
         sentence=f"at least epsilon = {worst.bound:.2f} with {CONFIDENCE:.0%} confidence; could have seen about "
-        f"{worst.ceiling:.3g}; half the noise would show {worst.halved:.2f}; sums over hospitals alone show "
-        f"{further.sums:.2f}; "
+        f"{max(worst.ceiling, worst.bound):.3g}; half the noise would show {worst.halved:.2f}; sums over hospitals "
+        f"alone show {further.sums:.2f}; "
         + (
             f"claimed {worst.claim:.2f}"
             if plan.privacy.dp
@@ -78,7 +78,7 @@ def audit_canaries(plan: Plan, canaries: int = CANARIES) -> AuditResult:
             "bound": worst.bound,
             "confidence": CONFIDENCE,
             "claim": worst.claim,
-            "ceiling": worst.ceiling,
+            "ceiling": max(worst.ceiling, worst.bound),
             "control": min(row.control for row in rows),
             "halved": worst.halved,
             "clopper_pearson": worst.clopper_pearson,

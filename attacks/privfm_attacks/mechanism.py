@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from privfm.errors import PrivfmError
 from privfm.federation.network import Learner
+from privfm.federation.planning import mechanism_of
 from privfm.gradients import collected_shares
 from privfm.plan import HospitalPlan, Plan
 from privfm_attacks.bench import Bench, distinct_hospitals
@@ -84,9 +85,11 @@ def mechanism_checks(plan: Plan, learner: Learner) -> Iterator[Finding]:
         not_finite, scale, sampling, what_leaves, charges, shown_loss, adaptive_clip_norm,
     )  # fmt: skip
     for hospital in distinct_hospitals(plan):
+        alike = sum(mechanism_of(plan, each) == mechanism_of(plan, hospital) for each in plan.hospitals) - 1
+        name = f"{hospital.id} and {alike} like it" if alike else hospital.id
         for check in checks:
             for finding in _heard(check.__name__, partial(_on_bench, check, plan, hospital)):
-                yield Finding(finding.check, finding.passed, f"{hospital.id}: {finding.detail}")
+                yield Finding(finding.check, finding.passed, f"{name}: {finding.detail}")
     yield from _heard("long noise", partial(_on_bench, long_noise, plan, plan.hospitals[0]))
     yield from _heard("own entropy", own_entropy)
     yield from _heard("units as loaded", partial(units_as_loaded, plan))

@@ -278,8 +278,9 @@ def _judged(
         verdict = Verdict.INCONCLUSIVE
     return _result(
         verdict,
-        f"{told.found:.1%} of members found at {told.alarms:.1%} false alarms; area under the curve {told.auc:.2f} "
-        f"({told.low:.2f} to {told.high:.2f}), {control.told.auc:.2f} on an overfitted control; {claim}",
+        f"{told.found:.1%} of members found at {told.alarms:.1%} false alarms, where guessing finds as many as alarms; "
+        f"area under the curve {told.auc:.2f} (99%: {told.low:.2f} to {told.high:.2f}), {control.told.auc:.2f} on an "
+        f"overfitted control; {claim}",
         findings,
         _figures(claim, told, blind, control),
         (plot,),

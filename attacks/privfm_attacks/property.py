@@ -45,25 +45,27 @@ def audit_property(plan: Plan, participation: Participation | None = None, effor
     return AuditResult(
         name="property",
         verdict=_verdict(told),
-        sentence=_sentence(told, weights),
+        sentence=_sentence(told),
         attacker="the coordinator, who sees every sum and the global model, and can make up patients with and without "
         f"the property; {SHARE[1]:.0%} of patients have it in one kind of hospital, {SHARE[0]:.0%} in the other",
         null_means="It does not show that a stronger property, another one, or one told by another attack stays "
         "hidden: it was rehearsed with one that is plain to see, on a small stand-in for the network.",
-        findings=tuple(_findings(told, final)),
+        findings=(*_findings(told, final), _weights(weights)),
         figures=_figures(told, final),
         plots=(_over_rounds(told),),
     )
 
 
-def _sentence(told: Mapping[str, Told], weights: Sequence[float]) -> str:
+def _sentence(told: Mapping[str, Told]) -> str:
     run = told["run"]
-    why = ", for all sums are of the same hospitals and tell no two apart" if run.rank == 1 else ""
-    return (
-        f"of two hospitals, this run's sums tell which has a property with AUC {run}{why}; hospitals weigh "
-        f"{min(weights):.2g} to {max(weights):.2g}; {_prospect(told['in turn'])}; controls without noise: half of "
-        f"{CONTROL_HOSPITALS} in every sum {told['control']}, all of them {told['everybody']}"
-    )
+    found = "tell" if _clear(run) else "do not tell"
+    why = ", for all are of the same hospitals" if run.rank == 1 else ""
+    return f"the sums {found} which of two hospitals has a property: AUC {run}{why}; {_prospect(told['in turn'])}"
+
+
+def _weights(weights: Sequence[float]) -> Finding:
+    told = f"hospitals weigh {min(weights):.2g} to {max(weights):.2g} in a sum; the less equal, the more one stands out"
+    return Finding("weights", True, told)
 
 
 def _over_rounds(told: Mapping[str, Told]) -> Plot:
@@ -89,8 +91,12 @@ def _prospect(in_turn: Told) -> str:
     """What a plan's participation allows, judged without any run."""
     if in_turn.rank == 1:
         return "the threshold lets nobody be left out, so that all sums are alike"
-    found = f"were hospitals left out in turn, as the threshold allows: {in_turn}"
-    return f"{found}, which a threshold of {in_turn.hospitals} would rule out" if _clear(in_turn) else found
+    if not _clear(in_turn):
+        return f"nor would they if hospitals were left out in turn, as the threshold allows: {in_turn}"
+    return (
+        f"a coordinator who left hospitals out in turn, as the threshold allows, could tell: {in_turn}; a threshold of "
+        f"{in_turn.hospitals} rules that out"
+    )
 
 
 def _verdict(told: Mapping[str, Told]) -> Verdict:

@@ -143,7 +143,9 @@ def _membership(subject: Subject) -> AuditResult:
     run, plan = _run_of(subject), subject.plan
     if _of_people(plan) and "membership" not in subject.asked:
         return not_done(
-            "membership", "it reads patients' images in the clear; a hospital asks for it by name, with --only"
+            "membership",
+            "it reads patients' images in the clear; a hospital asks for it by name: --only membership, with "
+            "--held-out DIR where the run held nobody out",
         )
     effort = _QUICK_MEMBERSHIP if subject.quick else MembershipEffort()
     learner = load_network(run.root, "network.safetensors")
@@ -179,7 +181,8 @@ def _forget(subject: Subject) -> AuditResult:
     run, plan = _run_of(subject), subject.plan
     if _of_people(plan) and "forget" not in subject.asked:
         return not_done(
-            "forget", "it reads images of patients, of who asked out too; a hospital asks for it by name, with --only"
+            "forget",
+            "it reads images of patients, of who asked out too; a hospital asks for it by name: --only forget",
         )
     cohort = gather_cohort(plan, read_forgotten(run))
     effort = ForgetEffort(seconds=10.0) if subject.quick else ForgetEffort()
@@ -296,7 +299,7 @@ def audit_file(model: ModelFile, *, quick: bool = False, observer: Observer | No
     if not model.path.exists():
         raise InputError(f"{model.path}: no such file; give model.safetensors, with config.json beside it")
     if (model.folder / "run.json").exists():
-        raise InputError(f"{model.folder}: is a run's folder, of which all can be audited; leave --data out")
+        raise InputError(f"{model.folder}: is a run's folder, of which all can be audited: privfm audit {model.folder}")
     effort, observer = _QUICK_MEMBERSHIP if quick else MembershipEffort(), observer or Observer()
     observer.stage(f"auditing: membership (about {240 if quick else 600} s)")
     result = replace(_unbroken("membership", lambda: audit_model(model, effort, observer), local=True), quick=quick)

@@ -68,6 +68,10 @@ def audit(
     if (run is None) == (rehearsed is None):
         raise InputError("give the folder of a run to audit, or --rehearse PLAN.toml; one of the two")
     _check_together(only or [], rehearsed, data, held_out, epsilon, delta)
+    if run is not None and run.is_file() and data is None:
+        in_run = (run.parent / "run.json").exists()
+        how = f"audit the run: privfm audit {run.parent}" if in_run else "add --data DIR --held-out DIR"
+        raise InputError(f"{run}: is a model's file; {how}")
     if run is not None and data is not None and held_out is not None:
         report = _model_audited(run, data, held_out, None if epsilon is None else (epsilon, delta), quick=quick)
     elif run is not None:

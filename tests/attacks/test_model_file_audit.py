@@ -111,4 +111,4 @@ def test_bad_input_is_a_line(
 def test_of_a_run_more_can_be_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.json").touch()
     assert main(["audit", str(tmp_path), "--data", "a", "--held-out", "b"]) == 2
-    assert "leave --data out" in capsys.readouterr().err
+    assert "of which all can be audited: privfm audit" in capsys.readouterr().err
