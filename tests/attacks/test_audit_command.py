@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from privfm_attacks import run as audit_run_module
-from privfm_attacks.run import AUDITS, Subject
+from privfm_attacks.audits import AUDITS, Subject
 from privfm_attacks.verdicts import AuditResult, Verdict
 from privfm_cli.main import main
 
@@ -143,7 +143,7 @@ def test_a_mechanism_that_could_not_be_tried_forbids_publishing(
     def refused(*args: object) -> None:
         raise ModelError("gradients of one patient cannot be told from another's")
 
-    monkeypatch.setattr("privfm_attacks.run.audit_mechanism", refused)
+    monkeypatch.setattr("privfm_attacks.audits.audit_mechanism", refused)
     assert main(["audit", str(run), "--only", "mechanism"]) == 4
     assert "mechanism: not passed" in capsys.readouterr().err
     assert main(["audit", str(run), "--only", "ledgers"]) == 4  # still
@@ -165,7 +165,7 @@ def test_an_audit_that_breaks_off_leaves_the_others_be(
     def broken(*args: object) -> None:
         raise error("no such\nrow")
 
-    monkeypatch.setattr("privfm_attacks.run.audit_transcript", broken)
+    monkeypatch.setattr("privfm_attacks.audits.audit_transcript", broken)
     assert main(["audit", str(run), "--only", "transcript", "--only", "ledgers"]) == 0
     printed = capsys.readouterr().out
     assert f"transcript: INCONCLUSIVE\n  not done: broke off: {error.__name__}: no such row" in printed
@@ -180,7 +180,7 @@ def test_what_is_told_of_people_held_out_stays_at_the_hospital(
     folder.mkdir(parents=True)
     Image.new("L", (16, 16)).save(folder / "a.png")
     sound = AuditResult("membership", Verdict.NO_LEAK_DETECTED, "0.5", "one", "", (), {"auc": 0.5})
-    monkeypatch.setattr("privfm_attacks.run.audit_membership", lambda *_: sound)
+    monkeypatch.setattr("privfm_attacks.audits.audit_membership", lambda *_: sound)
     arguments = ["audit", str(run), "--only", "membership", "--held-out", str(tmp_path / "others")]
     assert main(arguments) == 0
     (told,) = json.loads((run / "audit.json").read_text())["audits"]
@@ -197,7 +197,7 @@ def test_what_is_told_of_people_held_out_stays_at_the_hospital(
 
 def test_only_what_quick_leaves_something_out_of_was_tried_less(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = AuditResult("property", Verdict.NO_LEAK_DETECTED, "0.5", "one", "", ())
-    monkeypatch.setattr("privfm_attacks.run.audit_property", lambda *_: sound)
+    monkeypatch.setattr("privfm_attacks.audits.audit_property", lambda *_: sound)
     assert main(["audit", str(run), "--only", "property", "--only", "transcript", "--quick"]) == 0
     told = json.loads((run / "audit.json").read_text())["audits"]
     assert {each["name"]: each["quick"] for each in told} == {"property": True, "transcript": False}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from privfm_attacks.audits import AUDITS
 from privfm_attacks.report import FILE, LOCAL, Report, keep_report
-from privfm_attacks.run import AUDITS
 from privfm_attacks.verdicts import AuditResult, Finding, Plot, Verdict, not_done
 
 ORDER = list(AUDITS)
