@@ -7,8 +7,8 @@ __all__ = ["ON_LEAK"]
 ON_LEAK = {
     "mechanism": "Do not train with this installation. The check that failed says what is wrong; compare it with a "
     "released version.",
-    "canaries": "Noise, clipping or sampling is weaker than what was charged. Take epsilon to be at least the bound, "
-    "do not publish, and look at what mechanism says.",
+    "canaries": "Noise is missing, or it, clipping or sampling is weaker than what was charged. Take epsilon to be at "
+    "least the bound, do not publish, and look at what mechanism says.",
     "membership": "The encoder says more of patients than the guarantee allows. Do not publish; run the audits "
     "mechanism and ledgers, and look for images that got into training beside it.",
     "property": "Patients keep their guarantee. Set the threshold to all hospitals, give them more equal declared "

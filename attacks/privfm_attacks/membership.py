@@ -278,7 +278,7 @@ def _judged(
         verdict = Verdict.INCONCLUSIVE
     return _result(
         verdict,
-        f"{told.found:.1%} of members found at {told.alarms:.1%} false alarms, where guessing finds as many as alarms; "
+        f"{told.found:.1%} of members found at {told.alarms:.1%} false alarms (guessing finds {told.alarms:.1%}); "
         f"area under the curve {told.auc:.2f} (99%: {told.low:.2f} to {told.high:.2f}), {control.told.auc:.2f} on an "
         f"overfitted control; {claim}",
         findings,
