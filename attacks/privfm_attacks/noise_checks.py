@@ -21,7 +21,7 @@ from scipy import fft, stats
 from privfm.dp import coins as coins_module
 from privfm.dp.clipping import ClippedSum
 from privfm.dp.coins import Coins, Stream, SystemCoins
-from privfm.federation.simulation import system_coins
+from privfm.federation import simulation
 from privfm_attacks.bench import OUTPUTS, Bench
 from privfm_attacks.thresholds import ALPHA, variance
 from privfm_attacks.verdicts import Finding
@@ -186,7 +186,7 @@ def own_entropy() -> Iterator[Finding]:
         return given[-1]
 
     with mock.patch.object(coins_module, "os", SimpleNamespace(urandom=urandom)):
-        read = [system_coins(name).stream("noise", 1, 0, 0).read(64) for name in ("a", "b", "a")]
+        read = [simulation.system_coins(name).stream("noise", 1, 0, 0).read(64) for name in ("a", "b", "a")]
     keyed = [Stream(key).read(64) for key in given if len(key) == 32]
     told = f"{len(given)} keys were asked of the operating system for {len(read)} streams"
     yield Finding("keys of the operating system", read == keyed, told)

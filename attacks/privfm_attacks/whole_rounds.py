@@ -64,6 +64,7 @@ def whole_rounds(plan: Plan) -> Iterator[Finding]:
         yield federation.compare("sum after a drop-out", play(2, lost={Stage.MASK: {names[-1]}}), names[:-1])
         yield _refused("a sum of nobody", lambda: play(3, lost={Stage.MASK: everybody}))
         yield federation.compare("sum asked for again", play(3, 1), names)
+        yield _refused("another model under one name", lambda: play(3, 2, model=federation.start + 1))
         yield _refused("a round that nobody opens", lambda: play(4, lost={Stage.UNMASK: everybody}))
         yield _refused("the same updates with fewer others", lambda: play(4, 1, lost={Stage.MASK: {names[0]}}))
         yield federation.compare("sum computed anew", play(4, 2, generation=1), names)
@@ -160,11 +161,17 @@ class _Federation:
     computed: tuple[int, int] = (0, 0)
 
     def play(
-        self, number: int, attempt: int = 0, generation: int = 0, lost: Mapping[Stage, Set[HospitalId]] | None = None
+        self,
+        number: int,
+        attempt: int = 0,
+        generation: int = 0,
+        lost: Mapping[Stage, Set[HospitalId]] | None = None,
+        model: Float[Tensor, " parameters"] | None = None,
     ) -> SecureSum:
         """Return a round's sum, when some hospitals' answers do not arrive; each generation is computed once."""
         hospitals = {name: party.hospital for name, party in self.parties.items()}
-        announcement = Announcement(number, attempt, generation, tuple(sorted(hospitals)), self.start.numpy())
+        announced = (self.start if model is None else model).numpy()
+        announcement = Announcement(number, attempt, generation, tuple(sorted(hospitals)), announced)
         bound = model_hash(self.start_hash, announcement)
         roster = next(iter(hospitals.values())).membership.roster
         self.spec = round_spec(self.plan, RUN, roster, announcement, bound, self.start.numel())

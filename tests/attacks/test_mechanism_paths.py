@@ -361,5 +361,5 @@ def test_keys_from_elsewhere_are_named(key: Callable[[], bytes], monkeypatch: Pa
 
 
 def test_coins_that_others_can_toss_are_named(monkeypatch: Patch) -> None:
-    monkeypatch.setattr("privfm_attacks.noise_checks.system_coins", lambda name: InjectedCoins(name.encode()))
+    monkeypatch.setattr("privfm.federation.simulation.system_coins", lambda name: InjectedCoins(name.encode()))
     assert "keys of the operating system" in failed(own_entropy())

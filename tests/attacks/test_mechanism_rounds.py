@@ -177,6 +177,10 @@ def other_survivors(patch: Patch) -> None:
     patch.setattr(client_module, "agree", lambda state, incoming, bound_to=None: agree(state, incoming))
 
 
+def models_not_bound(patch: Patch) -> None:
+    patch.setattr(Hospital, "_check_follows", lambda *_: None)
+
+
 def masks_of_public_numbers(patch: Patch) -> None:
     advertise = Client.advertise
 
@@ -190,6 +194,7 @@ PLANTED: dict[str, tuple[Plant, str]] = {
     "a new generation not charged": (new_generation_not_charged, "ledger"),
     "charges without end": (no_end_of_charges, "refused: more than the reserve"),
     "an update in two sums": (other_survivors, "refused: the same updates with fewer others"),
+    "two models in one generation": (models_not_bound, "refused: another model under one name"),
     "masks of public numbers": (masks_of_public_numbers, "keys of masks"),
     "one draws the noise for all": (one_draws_noise_for_all, "sum after a drop-out"),
     "noise lost with who drops out": (noise_lost_with_who_drops_out, "sum asked for again"),
