@@ -54,7 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audits, "_QUICK_MEMBERSHIP", LITTLE)
+    monkeypatch.setattr(audits, "QUICK_MEMBERSHIP", LITTLE)
 
 
 def test_an_overfitted_encoder_is_told_apart_by_itself(folders: Path) -> None:
