@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -153,8 +153,7 @@ def _membership(subject: Subject) -> AuditResult:
     _check_published(run, learner)
     cohort = gather_cohort(plan, read_forgotten(run))
     others = None if subject.others is None else _others(subject.others, plan, cohort)
-    result = audit_membership(learner, subject.start(), cohort, effort, subject.observer.progress, others)
-    return replace(result, local=result.local or others is not None)
+    return audit_membership(learner, subject.start(), cohort, effort, subject.observer.progress, others)
 
 
 def _check_published(run: RunDirectory, learner: Learner) -> None:

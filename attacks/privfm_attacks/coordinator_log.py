@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from privfm.errors import RunError, VerificationError
+from privfm.errors import VerificationError
 from privfm.federation.announcement import Announcement, model_hash
 from privfm.federation.directory import RunDirectory, begun_plan
 from privfm.federation.network import Learner, load_network, network_hash, trained
@@ -90,10 +90,7 @@ def read_log(directory: RunDirectory) -> Log:
 
 def _records(directory: RunDirectory, finished: int) -> tuple[RoundRecord, ...]:
     """All records of the folder, repeated and further ones too, which who only goes on with the run cuts off."""
-    try:
-        records = tuple(directory.records())
-    except RecursionError:
-        raise RunError(f"{directory.root / 'rounds.jsonl'}: is nested; the run's folder is damaged") from None
+    records = tuple(directory.records())
     if list(dict.fromkeys(record.round for record in records))[:finished] != list(range(1, finished + 1)):
         raise VerificationError(
             f"{directory.root / 'rounds.jsonl'}: does not hold the {finished} finished rounds; restore it"

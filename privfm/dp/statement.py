@@ -28,6 +28,7 @@ __all__ = [
     "FinalModelGuarantee",
     "HospitalStatement",
     "PrivacyStatement",
+    "Verdict",
     "accountant_fields",
     "composed_guarantee",
     "hospital_statement",
@@ -114,11 +115,14 @@ class AuditBound(_Part):
     confidence: float
 
 
+Verdict = Literal["LEAK", "NO LEAK DETECTED", "INCONCLUSIVE"]
+
+
 class AuditVerdict(_Part):
     """What an audit found; with a bound on epsilon where it looks for one."""
 
     audit: str
-    verdict: Literal["LEAK", "NO LEAK DETECTED", "INCONCLUSIVE"]
+    verdict: Verdict
     bound: AuditBound | None = None
 
 

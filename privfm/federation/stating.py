@@ -151,11 +151,7 @@ def _bound_of(name: str, figures: Mapping[str, Any]) -> AuditBound | None:
     """What canaries alone look for: a bound on epsilon."""
     if name != "canaries" or not {"bound", "ceiling", "confidence"} <= figures.keys():
         return None
-    return AuditBound(
-        lower_bound=figures["bound"],
-        ceiling=max(figures["ceiling"], figures["bound"]),
-        confidence=figures["confidence"],
-    )
+    return AuditBound(lower_bound=figures["bound"], ceiling=figures["ceiling"], confidence=figures["confidence"])
 
 
 def sums_of(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from privfm.dp.statement import Verdict
 from privfm.errors import RunError
 from privfm.report.charts import LineChart, line_chart
 
@@ -19,7 +20,6 @@ MOST_POINTS = 2_000
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Curve = Annotated[list[tuple[Number, Number]], Field(max_length=MOST_POINTS)]
-Verdict = Literal["LEAK", "NO LEAK DETECTED", "INCONCLUSIVE"]
 Image = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/]+=*$")]
 
 
